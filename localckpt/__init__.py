@@ -1,0 +1,2 @@
+from localckpt._errors import *
+from localckpt._vecfile import VecFile

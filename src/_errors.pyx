@@ -1,0 +1,176 @@
+# cython: language_level=3
+"""Exceptions of the storage side, and how PETSc's and HDF5's errors become them.
+
+Between :c:func:`begin_capture` and :c:func:`end_capture` both libraries report into
+one text buffer instead of stderr; ``CHKERR`` (PETSc) and ``CHKH5`` (HDF5) raise
+:class:`TransferError` with that text.  Whatever handlers were installed before are
+back in place afterwards.
+"""
+
+from libc.stdio cimport snprintf
+from libc.stdint cimport int64_t
+from libc.string cimport strlen
+from hdf5 cimport (H5E_auto2_t, H5E_DEFAULT, H5E_error2_t, H5E_WALK_UPWARD, H5Eclear2,
+                   H5Eget_auto2, H5Eset_auto2, H5Ewalk2, herr_t)
+from mpi4py.libmpi cimport MPI_Comm, MPI_Error_string, MPI_MAX_ERROR_STRING
+from petsc cimport PetscErrorCode, PetscErrorType, PetscPopErrorHandler, PetscPushErrorHandler
+
+__all__ = ["StorageError", "FileNotFound", "NoAccess", "NotHDF5", "UnknownDataset",
+           "LayoutMismatch", "ClosedFile", "TransferError"]
+
+
+# -----------------------------------------------------------------------------
+# The exceptions
+# -----------------------------------------------------------------------------
+
+class StorageError(Exception):
+    """Root of everything that localckpt's storage raises.
+
+    Parameters
+    ----------
+    cause : str
+        What went wrong, in PETSc's, HDF5's or the system's words where there are any.
+    file : str, optional
+        Path of the file concerned.
+    dataset : str, optional
+        Name of the dataset concerned.
+    rank : int, optional
+        Rank (in the file's communicator) on which it went wrong first.
+    errno : int, optional
+        The system's error number.
+    """
+
+    def __init__(self, cause, file=None, dataset=None, rank=None, errno=None):
+        super().__init__(cause)
+        self.cause = cause
+        self.file = file
+        self.dataset = dataset
+        self.rank = rank
+        self.errno = errno
+
+    def __str__(self):
+        where = [f"file {self.file!r}" if self.file is not None else "",
+                 f"dataset {self.dataset!r}" if self.dataset is not None else "",
+                 f"rank {self.rank}" if self.rank is not None else ""]
+        where = ", ".join(filter(None, where))
+        return f"{self.cause} [{where}]" if where else str(self.cause)
+
+    def __reduce__(self):
+        return type(self), (self.cause, self.file, self.dataset, self.rank, self.errno)
+
+
+class FileNotFound(StorageError, FileNotFoundError):
+    """The file, or the folder it should go into, does not exist."""
+
+
+class NoAccess(StorageError, PermissionError):
+    """The file may not be read or written: permissions, a read-only folder or mode."""
+
+
+class NotHDF5(StorageError, OSError):
+    """The file is there but is not a whole HDF5 file."""
+
+
+class UnknownDataset(StorageError, KeyError):
+    """No dataset of that name in the file."""
+
+
+class LayoutMismatch(StorageError, ValueError):
+    """Sizes, partition or number type differ between memory and file."""
+
+
+class ClosedFile(StorageError, ValueError):
+    """The file, or the communicator it was to live on, is gone."""
+
+
+class TransferError(StorageError, OSError):
+    """PETSc, HDF5, MPI-IO or the system failed during the operation."""
+
+
+# -----------------------------------------------------------------------------
+# Capturing what the libraries say
+# -----------------------------------------------------------------------------
+
+cdef enum:
+    ROOM = 8192
+
+cdef char text[ROOM]
+cdef int depth = 0
+cdef H5E_auto2_t h5_handler
+cdef void* h5_data
+
+
+cdef void append(const char* function, const char* message) noexcept nogil:
+    cdef size_t used = strlen(text)
+    cdef const char* separator = b"; "
+    if message != NULL and message[0] not in (0, b' ') and used < ROOM - 1:  # PETSc passes " " on the way up
+        snprintf(text + used, ROOM - used, "%s%s: %s", separator if used else separator + 2,
+                 function if function != NULL else separator, message)
+
+
+cdef PetscErrorCode keep_petsc(
+        MPI_Comm comm, int line, const char* function, const char* file,
+        PetscErrorCode n, PetscErrorType kind, const char* message, void* ctx) noexcept nogil:
+    append(function, message)
+    return n
+
+
+cdef herr_t keep_hdf5(unsigned n, const H5E_error2_t* error, void* ctx) noexcept nogil:
+    append(error.func_name, error.desc)
+    return 0
+
+
+cdef void begin_capture() noexcept nogil:
+    global depth
+    depth += 1
+    if depth > 1:
+        return
+    text[0] = 0
+    PetscPushErrorHandler(keep_petsc, NULL)
+    H5Eget_auto2(H5E_DEFAULT, &h5_handler, &h5_data)
+    H5Eset_auto2(H5E_DEFAULT, NULL, NULL)
+    H5Eclear2(H5E_DEFAULT)
+
+
+cdef void end_capture() noexcept nogil:
+    global depth
+    depth -= 1
+    if depth > 0:
+        return
+    H5Eclear2(H5E_DEFAULT)
+    H5Eset_auto2(H5E_DEFAULT, h5_handler, h5_data)
+    PetscPopErrorHandler()
+
+
+cdef int fail() except -1 with gil:
+    # What HDF5 itself says lies on its stack until its next call; the innermost
+    # cause comes first in an upward walk.
+    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_hdf5, NULL)
+    H5Eclear2(H5E_DEFAULT)
+    said = (<bytes> text).decode(errors="replace")
+    text[0] = 0
+    raise TransferError(said or "PETSc or HDF5 failed without a message")
+
+
+cdef int CHKERR(int ierr) except -1 nogil:
+    if ierr != 0:
+        return fail()
+    return 0
+
+
+cdef int64_t CHKH5(int64_t status) except -1 nogil:
+    if status < 0:
+        fail()
+        return -1
+    return status
+
+
+cdef int CHKMPI(int ierr) except -1 nogil:
+    cdef char said[MPI_MAX_ERROR_STRING + 1]
+    cdef int n = 0
+    if ierr != 0:
+        said[0] = 0
+        MPI_Error_string(ierr, said, &n)
+        append("MPI", said)
+        return fail()
+    return 0

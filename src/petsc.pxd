@@ -1,0 +1,69 @@
+# What localckpt uses of PETSc's C API, each name with the header it is from.
+# PetscInt and PetscScalar are whatever size and kind PETSc was configured with.
+
+from hdf5 cimport hid_t
+from mpi4py.libmpi cimport MPI_Comm
+
+cdef extern from "petscsys.h" nogil:
+    ctypedef int PetscErrorCode
+    ctypedef int PetscErrorType
+    ctypedef long long PetscInt
+    ctypedef int PetscMPIInt
+    ctypedef double PetscReal
+    ctypedef struct PetscScalar:
+        pass
+    ctypedef enum PetscBool:
+        PETSC_FALSE
+        PETSC_TRUE
+    ctypedef int PetscClassId
+    ctypedef int PetscFileMode
+    ctypedef void* PetscObject
+    ctypedef struct _p_PetscViewer
+    ctypedef _p_PetscViewer* PetscViewer
+    enum:
+        PETSC_DECIDE
+    PetscFileMode FILE_MODE_READ
+    PetscFileMode FILE_MODE_WRITE
+    PetscFileMode FILE_MODE_APPEND
+    PetscErrorCode PetscInitialized(PetscBool*)
+    PetscErrorCode PetscFinalized(PetscBool*)
+    PetscErrorCode PetscCommDuplicate(MPI_Comm, MPI_Comm*, PetscMPIInt*)
+    PetscErrorCode PetscCommDestroy(MPI_Comm*)
+    PetscErrorCode PetscObjectSetName(PetscObject, const char*)
+
+cdef extern from "petscerror.h" nogil:
+    ctypedef PetscErrorCode (*PetscErrorHandler)(
+        MPI_Comm, int, const char*, const char*, PetscErrorCode, PetscErrorType,
+        const char*, void*)
+    PetscErrorCode PetscPushErrorHandler(PetscErrorHandler, void*)
+    PetscErrorCode PetscPopErrorHandler()
+
+cdef extern from "petsclog.h" nogil:
+    ctypedef int PetscLogEvent
+    ctypedef double PetscLogDouble
+    PetscLogDouble petsc_send_ct     # messages sent so far, and their bytes
+    PetscLogDouble petsc_send_len
+    PetscErrorCode PetscClassIdRegister(const char*, PetscClassId*)
+    PetscErrorCode PetscLogEventRegister(const char*, PetscClassId, PetscLogEvent*)
+    PetscErrorCode PetscLogEventBegin(PetscLogEvent, PetscObject, PetscObject, PetscObject, PetscObject)
+    PetscErrorCode PetscLogEventEnd(PetscLogEvent, PetscObject, PetscObject, PetscObject, PetscObject)
+
+cdef extern from "petscvec.h" nogil:
+    ctypedef struct _p_Vec
+    ctypedef _p_Vec* PetscVec "Vec"
+    PetscErrorCode VecCreateMPIWithArray(MPI_Comm, PetscInt, PetscInt, PetscInt, const PetscScalar*, PetscVec*)
+    PetscErrorCode VecDestroy(PetscVec*)
+    PetscErrorCode VecView(PetscVec, PetscViewer)
+    PetscErrorCode VecGetLocalSize(PetscVec, PetscInt*)
+    PetscErrorCode VecGetBlockSize(PetscVec, PetscInt*)
+    PetscErrorCode VecGetArrayRead(PetscVec, const PetscScalar**)
+    PetscErrorCode VecRestoreArrayRead(PetscVec, const PetscScalar**)
+    PetscErrorCode VecGetArrayWrite(PetscVec, PetscScalar**)
+    PetscErrorCode VecRestoreArrayWrite(PetscVec, PetscScalar**)
+
+cdef extern from "petscviewerhdf5.h" nogil:
+    PetscErrorCode PetscViewerDestroy(PetscViewer*)
+    PetscErrorCode PetscViewerHDF5Open(MPI_Comm, const char*, PetscFileMode, PetscViewer*)
+    PetscErrorCode PetscViewerHDF5SetCollective(PetscViewer, PetscBool)
+    PetscErrorCode PetscViewerHDF5SetSPOutput(PetscViewer, PetscBool)
+    PetscErrorCode PetscViewerHDF5GetFileId(PetscViewer, hid_t*)
