@@ -943,6 +943,22 @@ cdef class VecFile:
             end_capture()
         handle.settle(error)
 
+    def agree(self, flags):
+        """Keep those of `flags` that every rank has set. Collective on the file's communicator.
+
+        Parameters
+        ----------
+        flags : numpy.ndarray of uint8
+            0 or 1 each, changed in place; as many on every rank.
+        """
+        cdef Handle handle = checked(self)
+        cdef unsigned char[::1] bits = flags
+        cdef int n = <int> bits.shape[0]
+        if handle.size > 1 and n:
+            with nogil:
+                CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &bits[0], n, mpi.MPI_UNSIGNED_CHAR,
+                                         mpi.MPI_MIN, handle.comm))
+
     def close(self):
         """Close the file; again is no error. Collective on the file's communicator.
 

@@ -1,0 +1,238 @@
+"""Drop-in replacement for Firedrake's disk checkpointing of the adjoint tape.
+
+After ``from firedrake.adjoint import *``, ``from localckpt.adjoint import *`` is all that
+a script needs: :func:`enable_disk_checkpointing` then stores the tape's checkpoints
+through localckpt, in a file per rank on a node-local disk unless told otherwise.  The
+other names are Firedrake's own.
+
+Firedrake makes every disk checkpoint by calling ``CheckpointFunction``; importing this
+module puts the question which checkpointer it belongs to in front of that
+(:mod:`localckpt.seam`).
+"""
+
+import os
+import shutil
+import tempfile
+import warnings
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import firedrake
+from firedrake.adjoint_utils import checkpointing as fd
+from firedrake.adjoint_utils.checkpointing import (
+    checkpointable_mesh,
+    continue_disk_checkpointing,
+    disk_checkpointing,
+    pause_disk_checkpointing,
+    stop_disk_checkpointing,
+)
+from mpi4py import MPI
+from pyadjoint import get_working_tape
+from pyadjoint.tape import TapePackageData
+from pyop2.mpi import COMM_WORLD
+
+from localckpt import seam
+from localckpt.functions import FunctionStore, check_ranks
+from localckpt.places import Place, agree, announce, choose_place, make_folder
+from localckpt.store import Store
+
+__all__ = ["checkpointable_mesh", "continue_disk_checkpointing", "disk_checkpointing",
+           "enable_disk_checkpointing", "pause_disk_checkpointing", "stop_disk_checkpointing"]
+
+
+def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
+                              checkpoint_comm=None, checkpoint_dir=None):
+    """Add a :class:`DiskCheckpointer` to the working tape. Collective on `comm`.
+
+    A tape that has a checkpointer keeps it. Follows
+    ``firedrake.adjoint.enable_disk_checkpointing``; what differs is where files go.
+
+    Parameters
+    ----------
+    dirname : str, optional
+        Folder for the checkpoints where `checkpoint_dir` is not given, and for the shared
+        file of ``checkpointable_mesh`` (else the current one).
+    comm : mpi4py.MPI.Intracomm, optional
+        The communicator of the computation.
+    cleanup : bool, optional
+        False keeps every file, for debugging.
+    checkpoint_comm : mpi4py.MPI.Intracomm, optional
+        The ranks that share a file: ``MPI.COMM_SELF``, the default, gives each rank its
+        own; saving and restoring is collective on this communicator and on no other.
+    checkpoint_dir : str, optional
+        Folder for the checkpoints, visible to all ranks of a `checkpoint_comm`. Default:
+        `dirname`, else a node-local folder (:func:`localckpt.places.choose_place`).
+
+    Raises
+    ------
+    OSError
+        If no file can be made there, on every rank of `checkpoint_comm`.
+    ValueError
+        If `checkpoint_comm` has ranks that `comm` lacks.
+    """
+    tape = get_working_tape()
+    if "firedrake" not in tape._package_data:
+        tape._package_data["firedrake"] = DiskCheckpointer(
+            dirname, comm, cleanup, checkpoint_comm, checkpoint_dir)
+
+
+@dataclass(frozen=True)
+class CheckpointFileName:
+    """The name of an existing file and the communicator that it is on."""
+
+    name: str
+    comm: Any
+    checkpoint_comm: Any = None
+
+
+class DiskCheckpointer(TapePackageData):
+    """What a tape knows of its disk checkpoints. Collective on `comm` to make.
+
+    Parameters are those of :func:`enable_disk_checkpointing`. No other method than the
+    file that ``checkpointable_mesh`` asks for communicates.
+    """
+
+    def __init__(self, dirname=None, comm=COMM_WORLD, cleanup=True,
+                 checkpoint_comm=None, checkpoint_dir=None):
+        self.comm = comm
+        self.cleanup = cleanup
+        self.checkpoint_comm = checkpoint_comm or MPI.COMM_SELF
+        if checkpoint_dir is None and checkpoint_comm is not None:
+            warnings.warn(
+                "checkpoint_comm without checkpoint_dir defaults to cwd, which is usually on the shared "
+                "filesystem. Consider setting checkpoint_dir to a node-local path.", UserWarning)
+            checkpoint_dir = os.getcwd()
+        error = None
+        try:
+            check_ranks(self.checkpoint_comm, comm, "comm")
+            parent = checkpoint_dir or dirname or choose_place().path
+            self.dirname = make_folder(self.checkpoint_comm, parent, ["init.h5", "current.h5"])
+        except (OSError, ValueError) as exc:
+            error = exc
+        agree(comm, error)
+        announce(Place.at(os.path.dirname(self.dirname)), comm)
+        self._parent = dirname or os.getcwd()
+        self._mesh_folders: list[str] = []
+        self._mesh_file = None
+        self._new_files = 0
+        self.init_checkpoint_file = self._file("init.h5")
+        self.current_checkpoint_file = self._file("current.h5")
+        store = Store(self.checkpoint_comm, self.current_checkpoint_file.name, cleanup)
+        self._functions = FunctionStore(store)
+        folders = self._mesh_folders
+        if self.checkpoint_comm.rank == 0:
+            folders.append(self.dirname)
+        self._finalizer = weakref.finalize(self, _finish, store, folders if cleanup else [])
+
+    def _file(self, name):
+        return CheckpointFileName(os.path.join(self.dirname, name), self.checkpoint_comm, self.checkpoint_comm)
+
+    def new_checkpoint_file(self):
+        """Make a file that nothing is written to. Not collective. Deprecated."""
+        warnings.warn(
+            "'new_checkpoint_file' is deprecated and will be removed in a future release. Checkpoint file "
+            "management is handled internally; call 'reset()' on the DiskCheckpointer instead.",
+            FutureWarning)
+        self._new_files += 1
+        file = self._file(f"new-{self._new_files}.h5")
+        if self.checkpoint_comm.rank == 0:
+            open(file.name, "xb").close()
+        return file
+
+    def save(self, function):
+        """Store a Function. Collective on `checkpoint_comm`.
+
+        Returns
+        -------
+        localckpt.functions.SavedFunction
+        """
+        return self._functions.save(function)
+
+    def shared_mesh_file(self):
+        """The file that ``checkpointable_mesh`` goes through. Collective on `comm`.
+
+        Returns
+        -------
+        CheckpointFileName
+        """
+        if self._mesh_file is None:
+            folder = make_folder(self.comm, self._parent)
+            if self.comm.rank == 0:
+                self._mesh_folders.append(folder)
+            path = os.path.join(folder, "mesh.h5")
+            with firedrake.CheckpointFile(path, "w", comm=self.comm):
+                pass
+            self._mesh_file = CheckpointFileName(path, self.comm)
+        return self._mesh_file
+
+    # What the tape calls
+
+    def clear(self, init=True):
+        """Let go of what is stored: it goes with the last checkpoint. Not collective.
+
+        Parameters
+        ----------
+        init : bool, optional
+            Whether meshes are written to a new file from now on.
+        """
+        if not self.cleanup:
+            return
+        if init:
+            self._mesh_file = None
+        self._functions.store.retire()
+
+    def reset(self):
+        """A new evaluation begins. Not collective.
+
+        Old checkpoints are still read after this: it frees nothing.
+        """
+        if self.cleanup and self.checkpoint_comm.rank == 0:
+            os.utime(self.current_checkpoint_file.name)
+
+    def copy(self):
+        """Not available, as in Firedrake."""
+        raise NotImplementedError()
+
+    def checkpoint(self):
+        """What :meth:`restore_from_checkpoint` takes. Not collective."""
+        return {"init": self.init_checkpoint_file, "current": self.current_checkpoint_file}
+
+    def restore_from_checkpoint(self, state):
+        """Return to an earlier state: checkpoints know where they are. Not collective."""
+        self.init_checkpoint_file = state["init"]
+        self.current_checkpoint_file = state["current"]
+
+    def continue_checkpointing(self):
+        """From now on this checkpointer's tape saves. Not collective."""
+        seam.begin(self)
+
+    def pause_checkpointing(self):
+        """The tape has saved its timestep. Not collective."""
+        seam.end(self)
+
+
+def _finish(store, folders):
+    store.retire()
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class LocalCheckpoint(fd.CheckpointFunction):
+    """A Function in localckpt's store, in place of Firedrake's ``CheckpointFunction``.
+
+    Collective on the `checkpoint_comm` to make and to restore.
+    """
+
+    def __init__(self, function):
+        self.name = function.name()
+        self.count = function.count()
+        self.mesh = function.function_space().mesh()
+        self._saved = seam.checkpointer().save(function)
+
+    def restore(self):
+        """Read the Function back, with the name and count of the saved one."""
+        return self._saved.load()
+
+
+seam.install(DiskCheckpointer, LocalCheckpoint)

@@ -1,0 +1,143 @@
+"""Which folder checkpoints go to, and how much room there is."""
+
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+
+import psutil
+from mpi4py import MPI
+from petsc4py import PETSc
+
+__all__ = ["Place", "agree", "announce", "choose_place", "make_folder"]
+
+log = logging.getLogger("localckpt")
+
+# Where batch systems say a job's own node-local folder is; the first that is usable counts.
+JOB_FOLDERS = ("SLURM_TMPDIR", "PBS_JOBFS", "LOCAL_SCRATCH", "TMPDIR")
+# What a scheduler lets a job write there before it kills it, and where it says so.
+JOB_LIMITS = ("PBS_NCI_JOBFS",)
+IN_RAM = {"tmpfs", "ramfs", "devtmpfs"}
+NETWORK = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "fuse.ceph", "fuse.glusterfs",
+           "orangefs", "pvfs2", "panfs", "wekafs", "afs", "9p", "fuse.sshfs", "fuse.juicefs"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder on this node, the type of its filesystem, and its free bytes."""
+
+    path: str
+    filesystem: str
+    free: int
+
+    @classmethod
+    def at(cls, path):
+        real = os.path.realpath(path)
+        mounts = [m for m in psutil.disk_partitions(all=True)
+                  if real == m.mountpoint or real.startswith(m.mountpoint.rstrip("/") + "/")]
+        # Of several mounts on one point the last one is seen.
+        mount = max(reversed(mounts), key=lambda m: len(m.mountpoint), default=None)
+        return cls(os.fspath(path), mount.fstype if mount else "unknown", shutil.disk_usage(path).free)
+
+    @property
+    def in_ram(self):
+        return self.filesystem in IN_RAM
+
+    @property
+    def on_network(self):
+        return self.filesystem in NETWORK
+
+
+def usable(path):
+    return bool(path) and os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
+
+
+def choose_place():
+    """The node-local folder to use where the user named none. Not collective.
+
+    The first usable of the PETSc option ``-localckpt_dir``, the batch system's
+    job-local scratch and the system's temporary folder. A folder in memory is passed
+    over unless it is ``-localckpt_dir``; if nothing is left, the current one.
+
+    Returns
+    -------
+    Place
+    """
+    named = PETSc.Options("localckpt_").getString("dir", "")
+    if usable(named):
+        return Place.at(named)
+    folders = [os.environ.get(name) for name in JOB_FOLDERS] + [tempfile.gettempdir(), "/var/tmp"]
+    for folder in filter(usable, folders):
+        place = Place.at(folder)
+        if not place.in_ram:
+            if place.on_network:
+                log.warning("checkpoints go to %s, on the network filesystem %s: name a node-local folder "
+                            "with checkpoint_dir= or -localckpt_dir", place.path, place.filesystem)
+            return place
+    log.warning("no node-local folder for checkpoints found; they go to the current one: name another "
+                "with checkpoint_dir= or -localckpt_dir")
+    return Place.at(os.getcwd())
+
+
+def announce(place, comm):
+    """Say where checkpoints go and how much room there is. Collective on `comm`.
+
+    Rank 0 says it at level INFO; another node at level DEBUG, unless its place differs.
+    """
+    first = comm.bcast(place)
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    level = logging.INFO if comm.rank == 0 or (place.path, place.filesystem) != (
+        first.path, first.filesystem) else logging.DEBUG
+    limits = "".join(f"; the scheduler's limit is {name}={os.environ[name]}"
+                     for name in JOB_LIMITS if name in os.environ)
+    if node.rank == 0:
+        message = (f"{MPI.Get_processor_name()}: checkpoints go to {place.path} ({place.filesystem}), "
+                   f"{place.free / 1e9:.1f} GB free, {place.free / node.size / 1e9:.1f} GB for each of "
+                   f"{node.size} ranks{limits}")
+        if message.partition("),")[0] not in said:
+            said.add(message.partition("),")[0])
+            log.log(level, message)
+    node.Free()
+
+
+said: set[str] = set()
+
+
+def make_folder(comm, parent, files=()):
+    """A new folder of comm's own in `parent`, for nobody else to read. Collective on `comm`.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm
+    parent : str
+    files : sequence of str, optional
+        Names of empty files to make in it.
+
+    Returns
+    -------
+    str
+        Its path, on every rank.
+
+    Raises
+    ------
+    OSError
+        Rank 0's reason for having none, on every rank.
+    """
+    made = error = None
+    if comm.rank == 0:
+        try:
+            made = tempfile.mkdtemp(prefix="localckpt_", dir=parent)
+            for name in files:
+                open(os.path.join(made, name), "xb").close()
+        except OSError as exc:
+            error = exc
+    agree(comm, error)
+    return comm.bcast(made)
+
+
+def agree(comm, error):
+    """Raise the error of the lowest rank that has one on every rank. Collective on `comm`."""
+    first = comm.allreduce(comm.size if error is None else comm.rank, MPI.MIN)
+    if first < comm.size:
+        raise comm.bcast(error, root=first)

@@ -1,0 +1,115 @@
+"""Where localckpt attaches to Firedrake: who makes a disk checkpoint, and for which tape.
+
+Firedrake imports its ``CheckpointFunction`` by value all over, so the class itself is
+taught to ask (:func:`checkpointer`) whose checkpoint it is to be.  Tapes that carry
+Firedrake's own checkpointer keep working beside ours.
+"""
+
+import warnings
+import weakref
+
+import firedrake
+from firedrake.adjoint_utils import checkpointing as fd
+from pyadjoint import get_working_tape
+
+_active = None     # weak reference to the checkpointer whose tape is saving a timestep
+_replaced: list = []  # what install() put in place: (owner, name, what was there or None)
+
+
+def begin(checkpointer):
+    """The tape of `checkpointer` begins to save."""
+    global _active
+    _active = weakref.ref(checkpointer)
+    fd.continue_disk_checkpointing()
+
+
+def end(checkpointer):
+    """The tape of `checkpointer` has saved."""
+    global _active
+    if _active is not None and _active() is checkpointer:
+        _active = None
+    fd.pause_disk_checkpointing()
+
+
+def checkpointer():
+    """The one that a checkpoint made now belongs to, or None.
+
+    Between ``continue_checkpointing`` and ``pause_checkpointing`` of a tape's checkpointer
+    it is that one, else the working tape's: an evaluation works whichever tape is the
+    working one.
+    """
+    active = _active() if _active is not None else None
+    return active or get_working_tape()._package_data.get("firedrake")
+
+
+def install(ours, checkpoint_class, everywhere=False):
+    """Let `ours` make the checkpoints of its tapes.
+
+    Parameters
+    ----------
+    ours : type
+        The DiskCheckpointer whose tapes get `checkpoint_class`.
+    checkpoint_class : type
+        A subclass of Firedrake's ``CheckpointFunction``.
+    everywhere : bool, optional
+        Let Firedrake's ``enable_disk_checkpointing`` make one of `ours`, too. Otherwise it
+        warns, once: a later ``from firedrake.adjoint import *`` may have brought it back.
+
+    Raises
+    ------
+    ImportError
+        If this Firedrake has no such place.
+    """
+    uninstall()
+    theirs = {name: getattr(fd, name, None)
+              for name in ("CheckpointFunction", "DiskCheckpointer", "current_checkpoint_file")}
+    gone = [name for name, value in theirs.items() if value is None]
+    if gone:
+        raise ImportError(f"Firedrake {firedrake.__version__} has no {fd.__name__}.{' or '.join(gone)}, "
+                          "where localckpt attaches; a newer localckpt may know its new place")
+    warned = False
+
+    def new(cls, *args, **kwargs):
+        mine = cls is theirs["CheckpointFunction"] and isinstance(checkpointer(), ours)
+        return object.__new__(checkpoint_class if mine else cls)
+
+    def current_checkpoint_file(init=None):
+        owner = checkpointer()
+        if isinstance(owner, ours) and init:  # only checkpointable_mesh says so
+            return owner.shared_mesh_file()
+        if owner is not None:
+            return owner.init_checkpoint_file if init or fd._checkpoint_init_data else owner.current_checkpoint_file
+
+    def init(self, *args, **kwargs):
+        nonlocal warned
+        if not warned:
+            warned = True
+            warnings.warn("this is Firedrake's enable_disk_checkpointing, not localckpt's: import * from "
+                          "localckpt.adjoint after all modules that import * from firedrake.adjoint",
+                          UserWarning, stacklevel=3)
+        theirs_init(self, *args, **kwargs)
+
+    theirs_init = theirs["DiskCheckpointer"].__init__
+    replace(theirs["CheckpointFunction"], "__new__", new)
+    replace(fd, "current_checkpoint_file", current_checkpoint_file)
+    replace(theirs["DiskCheckpointer"], "continue_checkpointing", begin)
+    replace(theirs["DiskCheckpointer"], "pause_checkpointing", end)
+    if everywhere:
+        replace(fd, "DiskCheckpointer", ours)
+    else:
+        replace(theirs["DiskCheckpointer"], "__init__", init)
+
+
+def replace(owner, name, value):
+    _replaced.append((owner, name, vars(owner).get(name)))
+    setattr(owner, name, value)
+
+
+def uninstall():
+    """Leave Firedrake as it was."""
+    while _replaced:
+        owner, name, value = _replaced.pop()
+        if value is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, value)
