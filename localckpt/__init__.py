@@ -1,28 +1,36 @@
 """Adjoint checkpoints on node-local disks for Firedrake, and HDF5 files of PETSc Vecs.
 
 :class:`VecFile` and the exceptions need petsc4py, mpi4py and numpy only.
-:class:`TemporaryFunctionCheckpointFile` and :mod:`localckpt.adjoint` need Firedrake,
-which is imported when they are first used.
+:class:`TemporaryFunctionCheckpointFile` and :mod:`localckpt.adjoint` need Firedrake.
+
+Names are imported when they are first used: importing petsc4py starts PETSc, and PETSc
+takes its options from the command line only if Firedrake, or the user, starts it.
 """
 
-from localckpt._errors import (
-    ClosedFile,
-    FileNotFound,
-    LayoutMismatch,
-    NoAccess,
-    NotHDF5,
-    StorageError,
-    TransferError,
-    UnknownDataset,
-)
-from localckpt._vecfile import VecFile
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from localckpt._errors import (
+        ClosedFile,
+        FileNotFound,
+        LayoutMismatch,
+        NoAccess,
+        NotHDF5,
+        StorageError,
+        TransferError,
+        UnknownDataset,
+    )
+    from localckpt._vecfile import VecFile
+    from localckpt.functions import TemporaryFunctionCheckpointFile
 
 __all__ = ["ClosedFile", "FileNotFound", "LayoutMismatch", "NoAccess", "NotHDF5", "StorageError",
            "TemporaryFunctionCheckpointFile", "TransferError", "UnknownDataset", "VecFile"]
 
+_home = {"VecFile": "localckpt._vecfile", "TemporaryFunctionCheckpointFile": "localckpt.functions"}
+
 
 def __getattr__(name):
-    if name == "TemporaryFunctionCheckpointFile":
-        from localckpt.functions import TemporaryFunctionCheckpointFile
-        return TemporaryFunctionCheckpointFile
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_home.get(name, "localckpt._errors")), name)
