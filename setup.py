@@ -1,13 +1,15 @@
 """Compile localckpt's core against the PETSc that petsc4py uses."""
 
+import glob
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
 
-import numpy
-from setuptools import Extension, setup
+import setuptools
+
+SETUPTOOLS = tuple(map(int, setuptools.__version__.split(".")[:2]))
 
 
 def stop(sentence):
@@ -15,59 +17,77 @@ def stop(sentence):
 
 
 def petsc_configuration():
-    """Compiler, include folders and link arguments of the PETSc in use."""
+    """What to compile with: include folders, flags, library folders, link arguments."""
     try:
+        import Cython
         import mpi4py
         import petsc4py
         import petsctools
+        if SETUPTOOLS < (70, 1):
+            import wheel  # noqa: F401  (pip asks for its bdist_wheel)
     except ImportError as exc:
-        stop(f"{exc.name} is missing; install it (with PETSc's MPI) and build localckpt with "
-             "'pip install --no-build-isolation'")
+        if exc.name in ("Cython", "petsctools", "wheel"):
+            stop(f"{exc.name} is missing; 'pip install {exc.name.lower()}' and build localckpt with "
+                 "'pip install --no-build-isolation'")
+        if exc.name in ("mpi4py", "petsc4py"):
+            stop(f"{exc.name} is missing, or pip hides it from this build; install it, compiled against the "
+                 "PETSc and MPI that you use, and build localckpt with 'pip install --no-build-isolation'")
+        stop(f"petsc4py does not find its PETSc ({exc}); "
+             "install that PETSc again, or petsc4py for the one that you have")
+    if int(Cython.__version__.split(".")[0]) < 3:
+        stop(f"Cython {Cython.__version__} is too old; 'pip install \"cython>=3.0\"'")
     try:
         variables = petsctools.get_petscvariables()
         conf = petsctools.get_petscconf_h()
     except OSError as exc:
         stop(f"no PETSc in {petsctools.get_petsc_dir()} ({exc.strerror}: {exc.filename}); "
-             "set PETSC_DIR and PETSC_ARCH to the PETSc that petsc4py was built with")
+             "install petsc4py for the PETSc that you have, with PETSC_DIR and PETSC_ARCH naming it")
     if "HAVE_HDF5" not in conf:
         stop(f"the PETSc in {petsctools.get_petsc_dir()} has no HDF5; "
              "configure PETSc with --download-hdf5 or --with-hdf5-dir=...")
     compiler = variables.get("CC", "mpicc")
-    includes = [*petsctools.get_petsc_dirs(subdir="include"), petsc4py.get_include(),
-                mpi4py.get_include(), numpy.get_include()]
     flags = shlex.split(variables.get("HDF5_INCLUDE", "")) + shlex.split(variables.get("MPI_INCLUDE", ""))
     with tempfile.NamedTemporaryFile("w", suffix=".c") as probe:  # compiler wrappers want a real file
         probe.write("#include <hdf5.h>\n#ifdef H5_HAVE_PARALLEL\nparallel\n#endif\n")
         probe.flush()
         found = subprocess.run([*shlex.split(compiler), "-E", *flags, probe.name],
                                capture_output=True, text=True, check=False)
+    if found.returncode:
+        stop(f"cannot compile against PETSc's HDF5: {found.stderr.strip()}")
     if "\nparallel" not in found.stdout:
-        stop("PETSc's HDF5 was built without MPI; build HDF5 with --enable-parallel and PETSc with that one"
-             if found.returncode == 0 else f"cannot compile against PETSc's HDF5: {found.stderr.strip()}")
-    libraries = petsctools.get_petsc_dirs(subdir="lib")
-    link = shlex.split(variables.get("HDF5_LIB", "-lhdf5"))
+        stop("PETSc's HDF5 was built without MPI; build HDF5 with --enable-parallel, and PETSc with that one")
+    includes = [*petsctools.get_petsc_dirs(subdir="include"), petsc4py.get_include(), mpi4py.get_include()]
+    libraries = [folder for folder in petsctools.get_petsc_dirs(subdir="lib") if os.path.isdir(folder)]
+    link = shlex.split(variables.get("PETSC_LIB_BASIC", "-lpetsc"))  # Debian's is called -lpetsc_real
+    link += shlex.split(variables.get("HDF5_LIB", "-lhdf5"))
     os.environ.setdefault("CC", compiler)
-    return includes, flags, [p for p in dict.fromkeys(libraries) if os.path.isdir(p)], link
+    return includes, flags, list(dict.fromkeys(libraries)), link
 
 
 def extensions():
-    if not {"build_ext", "bdist_wheel", "editable_wheel", "install", "develop", "build"} & set(sys.argv):
-        return []  # an sdist, or metadata alone: no PETSc needed
-    from Cython.Build import cythonize
+    commands = {"build", "build_ext", "bdist_wheel", "editable_wheel", "install", "develop"}
+    if "dist_info" in sys.argv:  # pip's first question: stop here, before it looks for what is missing
+        petsc_configuration()
+    if not commands & set(sys.argv):
+        return []  # an sdist needs no PETSc
     includes, flags, libraries, link = petsc_configuration()
+    from Cython.Build import cythonize
     modules = [
-        Extension(
-            f"localckpt.{name}", [f"src/{name}.pyx"],
+        setuptools.Extension(
+            f"localckpt.{os.path.basename(source)[:-4]}", [source],
             include_dirs=includes, extra_compile_args=flags,
-            library_dirs=libraries, runtime_library_dirs=libraries,
-            libraries=["petsc"], extra_link_args=link,
-            define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("MPICH_SKIP_MPICXX", 1),
-                           ("OMPI_SKIP_MPICXX", 1)],
+            library_dirs=libraries, runtime_library_dirs=libraries, extra_link_args=link,
+            define_macros=[("MPICH_SKIP_MPICXX", 1), ("OMPI_SKIP_MPICXX", 1)],
         )
-        for name in ("_errors", "_vecfile")
+        for source in sorted(glob.glob("src/*.pyx"))
     ]
     return cythonize(modules, include_path=[".", "src"], build_dir="build",
                      compiler_directives={"language_level": 3, "freethreading_compatible": False})
 
 
-setup(ext_modules=extensions())
+setuptools.setup(
+    # One word for it in pyproject.toml would be refused by setuptools below 77 or after 2027.
+    **{"license_expression" if SETUPTOOLS >= (77,) else "license": "LGPL-3.0-or-later"},
+    ext_modules=extensions(),
+    options={"build_ext": {"force": True}},  # objects of another PETSc than this one may lie in build/
+)

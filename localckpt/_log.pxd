@@ -1,0 +1,6 @@
+# PETSc's log events for saving and loading: their count, time and bytes in -log_view.
+
+ctypedef int PetscLogEvent
+cdef PetscLogEvent SAVE, LOAD
+cdef void log_begin(PetscLogEvent event) noexcept nogil
+cdef void log_end(PetscLogEvent event, long long nbytes) noexcept nogil

@@ -1,0 +1,263 @@
+# cython: language_level=3
+"""Rows of a file, moved by plain system calls.
+
+A row is a range of bytes in the extent of an HDF5 dataset whose place in the file is
+final.  Bytes go there and back by ``pwrite`` and ``pread``, or are mapped: neither MPI
+nor HDF5 is involved.
+"""
+
+import os
+
+cimport cython
+cimport numpy as cnp
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.errno cimport EINTR, EIO, ENOSYS, EOPNOTSUPP, errno
+from libc.stdint cimport int64_t
+from posix.mman cimport MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.types cimport off_t
+from posix.unistd cimport _SC_PAGESIZE, close, pread, pwrite, sysconf
+
+from localckpt._errors import TransferError
+from localckpt._log cimport LOAD, SAVE, log_begin, log_end
+
+cnp.import_array()
+
+__all__ = ["Descriptor", "Pool", "Row"]
+
+cdef extern from "fcntl.h" nogil:
+    int fallocate(int fd, int mode, off_t offset, off_t length)
+
+cdef enum:
+    MOST = 1 << 30  # bytes in one call: Linux moves no more than 2 GiB less a page
+
+cdef size_t PAGE = sysconf(_SC_PAGESIZE)
+
+
+cdef class Descriptor:
+    """Descriptor(path): a plain descriptor, closed when nobody needs it any more.
+
+    Parameters
+    ----------
+    path : str
+        An existing file; it may be unlinked afterwards.
+
+    Raises
+    ------
+    OSError
+    """
+
+    cdef int fd
+    cdef readonly str path
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def __init__(self, path):
+        self.path = os.fspath(path)
+        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def __dealloc__(self):
+        if self.fd >= 0:
+            close(self.fd)
+
+    def fileno(self):
+        """The descriptor's number."""
+        return self.fd
+
+    def reserve(self, off_t offset, off_t length):
+        """Take the disk space for a range now. Not collective.
+
+        Where the filesystem cannot do that, a full disk is found in writing.
+
+        Raises
+        ------
+        TransferError
+            If there is not so much space.
+        """
+        cdef int status = 0
+        if length == 0:
+            return
+        with nogil:
+            while True:
+                status = fallocate(self.fd, 0, offset, length)
+                if status == 0 or errno != EINTR:
+                    break
+        if status != 0 and errno not in (EOPNOTSUPP, ENOSYS):
+            raise failure(self, errno, "reserving", length)
+
+
+cdef object failure(Descriptor file, int number, str doing, long long nbytes):
+    return TransferError(f"{os.strerror(number)}, {doing} {nbytes} bytes", file.path, errno=number)
+
+
+cdef int move(int fd, char* data, size_t n, off_t offset, bint writing) noexcept nogil:
+    """All of n bytes, however many calls it takes; the error number, or 0."""
+    cdef Py_ssize_t moved
+    while n > 0:
+        if writing:
+            moved = pwrite(fd, data, min(n, <size_t> MOST), offset)
+        else:
+            moved = pread(fd, data, min(n, <size_t> MOST), offset)
+        if moved > 0:
+            data += moved
+            offset += moved
+            n -= moved
+        elif moved == 0:
+            return EIO  # the file ends before the row does
+        elif errno != EINTR:
+            return errno
+    return 0
+
+
+@cython.final
+cdef class Pool:
+    """Pool(file, recycle): rows of one size, of which some are free.
+
+    Parameters
+    ----------
+    file : Descriptor
+    recycle : bool
+        Whether a row that nobody holds is free again.
+    """
+
+    cdef Descriptor file
+    cdef list offsets       # of the free rows, the next one last
+    cdef bint recycle
+    cdef readonly int rows  # in all
+    cdef public int due     # saves until several ranks agree again
+
+    def __init__(self, Descriptor file not None, bint recycle):
+        self.file = file
+        self.recycle = recycle
+        self.offsets = []
+
+    @property
+    def free(self):
+        """int: rows that are free."""
+        return len(self.offsets)
+
+    def add(self, int64_t first, int64_t stride, int count):
+        """Add `count` rows, `stride` bytes apart, the first one at `first`."""
+        self.offsets[:0] = [first + i * stride for i in range(count - 1, -1, -1)]
+        self.rows += count
+
+    def claim(self):
+        """A free Row, or None."""
+        cdef Row row
+        if not self.offsets:
+            return None
+        row = Row.__new__(Row)
+        row.pool = self
+        row.offset = self.offsets.pop()
+        return row
+
+
+@cython.final
+@cython.no_gc  # it holds its pool, and that holds numbers
+cdef class Row:
+    """A range of bytes in a file, free again when nobody holds it."""
+
+    cdef Pool pool
+    cdef readonly int64_t offset
+    cdef object __weakref__
+
+    def __init__(self):
+        raise TypeError("rows come from Pool.claim")
+
+    def __dealloc__(self):
+        if self.pool is not None and self.pool.recycle:
+            self.pool.offsets.append(self.offset)
+
+    def write(self, array):
+        """Store `array`'s bytes. Not collective.
+
+        Raises
+        ------
+        TransferError
+        """
+        self.transfer(array, PyBUF_C_CONTIGUOUS, True)
+
+    def read(self, array):
+        """Fill `array`. Not collective.
+
+        Raises
+        ------
+        TransferError
+        """
+        self.transfer(array, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE, False)
+
+    cdef int transfer(self, object array, int flags, bint writing) except -1:
+        cdef Py_buffer view
+        cdef int status
+        PyObject_GetBuffer(array, &view, flags)
+        with nogil:
+            log_begin(SAVE if writing else LOAD)
+            status = move(self.pool.file.fd, <char*> view.buf, view.len, self.offset, writing)
+            log_end(SAVE if writing else LOAD, view.len)
+        PyBuffer_Release(&view)
+        if status:
+            raise failure(self.pool.file, status, "writing" if writing else "reading", view.len)
+        return 0
+
+    def map(self, shape, cnp.dtype dtype not None):
+        """A new array that shows the row's bytes without a copy. Not collective.
+
+        Pages that somebody writes to are copied first; the row lives as long as the array.
+
+        Parameters
+        ----------
+        shape : tuple of int
+        dtype : numpy.dtype
+
+        Returns
+        -------
+        numpy.ndarray or None
+            None where the row does not begin at a multiple of the item size.
+
+        Raises
+        ------
+        TransferError
+        """
+        cdef cnp.npy_intp dims[32]
+        cdef int n = len(shape)
+        cdef size_t ahead = <size_t> self.offset % PAGE
+        cdef size_t length = ahead + dtype.itemsize
+        cdef Mapping mapping
+        cdef cnp.ndarray array
+        if self.offset % dtype.itemsize or n > 32:
+            return None
+        for i in range(n):
+            dims[i] = shape[i]
+            length = ahead + (length - ahead) * dims[i]
+        if length == ahead:
+            return None
+        mapping = Mapping.__new__(Mapping)
+        with nogil:
+            log_begin(LOAD)
+            mapping.start = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE,
+                                 self.pool.file.fd, self.offset - <off_t> ahead)
+            log_end(LOAD, <long long> (length - ahead))
+        if mapping.start == MAP_FAILED:
+            mapping.start = NULL
+            raise failure(self.pool.file, errno, "mapping", length)
+        mapping.length = length
+        mapping.row = self
+        cnp.Py_INCREF(dtype)  # PyArray_NewFromDescr takes one
+        array = cnp.PyArray_NewFromDescr(cnp.ndarray, dtype, n, dims, NULL, <char*> mapping.start + ahead,
+                                         cnp.NPY_ARRAY_WRITEABLE, None)
+        cnp.set_array_base(array, mapping)
+        return array
+
+
+@cython.final
+@cython.no_gc
+cdef class Mapping:
+    """What keeps a mapped row mapped."""
+
+    cdef void* start
+    cdef size_t length
+    cdef Row row
+
+    def __dealloc__(self):
+        if self.start != NULL:
+            munmap(self.start, self.length)

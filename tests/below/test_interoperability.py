@@ -1,0 +1,251 @@
+"""PETSc, h5py, h5dump and Cython code on the same files, in both directions."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from mpi4py import MPI
+from petsc4py import PETSc
+
+import localckpt
+from localckpt import UnknownDataset, VecFile
+
+WORLD = MPI.COMM_WORLD
+COMPLEX = np.dtype(PETSc.ScalarType).kind == "c"
+
+
+def numbers(dataset):
+    """A dataset of PETSc's in the order of the Vec, whose complex numbers are pairs."""
+    values = dataset[:]
+    return (values[..., 0] + 1j * values[..., 1] if COMPLEX else values).ravel()
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("bs", [1, 3])
+def test_vecload_reads_our_file(shared_tmp, make_vec, bs):
+    vec = make_vec(WORLD, 3 * (WORLD.rank + 1), bs)
+    with VecFile(WORLD, shared_tmp / "w.h5", "w") as file:
+        file.write("u", vec)
+    viewer = PETSc.Viewer().createHDF5(str(shared_tmp / "w.h5"), "r", comm=WORLD)
+    back = vec.duplicate()
+    back.setName("u")
+    back.load(viewer)
+    viewer.destroy()
+    np.testing.assert_array_equal(back.array_r, vec.array_r)
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("bs", [1, 3])
+def test_vecload_learns_size_and_block_size_from_our_file(shared_tmp, make_vec, bs):
+    vec = make_vec(WORLD, 6, bs)
+    with VecFile(WORLD, shared_tmp / "w.h5", "w") as file:
+        file.write("u", vec)
+    viewer = PETSc.Viewer().createHDF5(str(shared_tmp / "w.h5"), "r", comm=WORLD)
+    back = PETSc.Vec().create(WORLD)
+    back.setName("u")
+    back.load(viewer)
+    viewer.destroy()
+    assert (back.getSize(), back.getBlockSize()) == (vec.getSize(), bs)
+    np.testing.assert_array_equal(np.concatenate(WORLD.allgather(back.array_r)),
+                                  np.concatenate(WORLD.allgather(vec.array_r)))
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("bs", [1, 3])
+def test_vecview_appends_to_our_file(shared_tmp, make_vec, bs):
+    vec = make_vec(WORLD, 6, bs)
+    with VecFile(WORLD, shared_tmp / "w.h5", "w") as file:
+        file.write("u", vec)
+    viewer = PETSc.Viewer().createHDF5(str(shared_tmp / "w.h5"), "a", comm=WORLD)
+    vec.scale(2)
+    vec.setName("v")
+    vec.view(viewer)
+    viewer.destroy()
+    with VecFile(WORLD, shared_tmp / "w.h5") as file:
+        back = vec.duplicate()
+        file.read("v", back)
+        np.testing.assert_array_equal(back.array_r, vec.array_r)
+        file.read("u", back)
+        np.testing.assert_array_equal(2 * back.array_r, vec.array_r)
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("bs", [1, 3])
+@pytest.mark.parametrize("group", ["", "/group", "/deep/group"])
+def test_file_of_petscs_is_read(shared_tmp, make_vec, bs, group):
+    vec = make_vec(WORLD, 3 * (WORLD.rank + 1), bs)
+    viewer = PETSc.ViewerHDF5().create(str(shared_tmp / "w.h5"), "w", comm=WORLD)
+    if group:
+        viewer.pushGroup(group)
+    vec.setName("u")
+    vec.view(viewer)
+    viewer.destroy()
+    name = f"{group}/u".lstrip("/")
+    with VecFile(WORLD, shared_tmp / "w.h5") as file:
+        assert file.names() == [name] and name in file
+        assert file.sizes(name) == (None, vec.getSize())  # whose part is whose was not recorded
+        back = vec.duplicate()
+        file.read(name, back)
+        np.testing.assert_array_equal(back.array_r, vec.array_r)
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_groups_of_petscs_are_no_datasets(shared_tmp, make_vec, raises_everywhere):
+    vec = make_vec(WORLD, 3)
+    viewer = PETSc.ViewerHDF5().create(str(shared_tmp / "w.h5"), "w", comm=WORLD)
+    viewer.pushGroup("/deep/group")
+    vec.setName("u")
+    vec.view(viewer)
+    viewer.destroy()
+    with VecFile(WORLD, path := shared_tmp / "w.h5") as file:
+        for name in ("deep", "deep/group", "/deep/group/"):
+            assert name not in file
+            with raises_everywhere(UnknownDataset, KeyError, file=path, dataset=name):
+                file.read(name, vec)
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_file_of_petscs_is_read_in_any_partition(shared_tmp, make_vec):
+    vec = make_vec(WORLD, 4)
+    viewer = PETSc.Viewer().createHDF5(str(shared_tmp / "w.h5"), "w", comm=WORLD)
+    vec.setName("u")
+    vec.view(viewer)
+    viewer.destroy()
+    back = make_vec(WORLD, vec.getSize() if WORLD.rank == WORLD.size - 1 else 0)
+    with VecFile(WORLD, shared_tmp / "w.h5") as file:
+        file.read("u", back)
+    np.testing.assert_array_equal(np.concatenate(WORLD.allgather(back.array_r)),
+                                  np.concatenate(WORLD.allgather(vec.array_r)))
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_single_precision_file_of_petscs_is_read(shared_tmp, make_vec):
+    vec = make_vec(WORLD, 4)
+    options = PETSc.Options()
+    options["viewer_hdf5_sp_output"] = "true"
+    viewer = PETSc.Viewer().createHDF5(str(shared_tmp / "w.h5"), "w", comm=WORLD)
+    viewer.setFromOptions()
+    options.delValue("viewer_hdf5_sp_output")
+    vec.setName("u")
+    vec.view(viewer)
+    viewer.destroy()
+    with VecFile(WORLD, shared_tmp / "w.h5") as file:
+        back = vec.duplicate()
+        file.read("u", back)
+    np.testing.assert_array_equal(back.array_r, vec.array_r.astype("c8" if COMPLEX else "f4"))
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("bs", [1, 3])
+def test_h5py_reads_our_vecs(shared_tmp, make_vec, bs):
+    vec = make_vec(WORLD, 3 * (WORLD.rank + 1), bs)
+    with VecFile(WORLD, shared_tmp / "w.h5", "w") as file:
+        file.write("u", vec)
+    WORLD.barrier()
+    with h5py.File(shared_tmp / "w.h5", "r") as file:
+        shape = (vec.getSize() // bs,) + (bs,) * (bs > 1) + (2,) * COMPLEX
+        assert file["u"].shape == shape
+        np.testing.assert_array_equal(numbers(file["u"]), np.concatenate(WORLD.allgather(vec.array_r)))
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i1", "i8", "u2", "u8"])
+def test_h5py_reads_our_arrays_in_their_type(shared_tmp, dtype):
+    array = (np.arange(6) + WORLD.rank).reshape(3, 2).astype(dtype)
+    with VecFile(WORLD, shared_tmp / "w.h5", "w") as file:
+        file.write_array("a", array)
+    WORLD.barrier()
+    with h5py.File(shared_tmp / "w.h5", "r") as file:
+        assert file["a"].shape[:2] == (3 * WORLD.size, 2)
+        assert file["a"].dtype == dtype
+        if not (COMPLEX and dtype == "f8"):
+            np.testing.assert_array_equal(file["a"][:], np.concatenate(WORLD.allgather(array)))
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_arrays_of_h5pys_are_read(shared_tmp):
+    array = np.arange(12 * WORLD.size, dtype="i4").reshape(-1, 3)
+    if WORLD.rank == 0:
+        with h5py.File(shared_tmp / "w.h5", "w") as file:
+            file["group/a"] = array
+            file["chunked"] = array / 3
+            file.create_dataset("packed", data=array, chunks=(2, 3), compression="gzip")
+    WORLD.barrier()
+    mine = slice(4 * WORLD.rank, 4 * (WORLD.rank + 1))
+    with VecFile(WORLD, shared_tmp / "w.h5") as file:
+        for name, expected in {"group/a": array, "chunked": array / 3, "packed": array}.items():
+            back = np.zeros((4, 3), expected.dtype)
+            file.read_array(name, back)
+            np.testing.assert_array_equal(back, expected[mine])
+
+
+@pytest.mark.skipif(shutil.which("h5dump") is None, reason="HDF5's tools are not installed")
+def test_h5dump_reads_our_file(tmp_path):
+    with VecFile(MPI.COMM_SELF, tmp_path / "w.h5", "w") as file:
+        file.write_array("i", np.array([3, 1, 4], "i2"))
+        file.write_array("u", np.array([0.5, 0.25]))
+    result = subprocess.run(["h5dump", "-y", "-d", "/i", "-d", "/u", tmp_path / "w.h5"], timeout=60, text=True,
+                            capture_output=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "H5T_STD_I16LE" in result.stdout and "3, 1, 4" in result.stdout and "0.5" in result.stdout
+
+
+def test_importing_localckpt_does_not_import_firedrake(run_script):
+    result = run_script("print(*(m for m in ('firedrake', 'pyop2', 'ufl', 'h5py') if m in sys.modules))")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "\n", "")
+
+
+def test_cython_code_writes_plain_buffers(tmp_path):
+    (tmp_path / "user.pyx").write_text("""\
+# cython: language_level=3
+from localckpt._vecfile cimport VecFile
+
+
+def save(VecFile file, name, double[::1] values, long long bs):
+    file.write_scalars(name, &values[0], values.shape[0], bs)
+
+
+def load(VecFile file, name, double[::1] values):
+    file.read_scalars(name, &values[0], values.shape[0])
+""")
+    (tmp_path / "setup.py").write_text("""\
+import sys
+from Cython.Build import cythonize
+from setuptools import setup
+setup(name="user", ext_modules=cythonize("user.pyx", include_path=[sys.argv.pop()]))
+""")
+    (tmp_path / "use.py").write_text("""\
+import numpy as np, user
+from mpi4py import MPI
+from petsc4py import PETSc
+from localckpt import UnknownDataset, VecFile
+values = np.arange(6.0)
+scalars = values.size * values.itemsize // np.dtype(PETSc.ScalarType).itemsize
+with VecFile(MPI.COMM_WORLD, "w.h5", "w") as file:
+    # In a complex PETSc these are six numbers of the twelve doubles.
+    doubles = np.repeat(values, np.dtype(PETSc.ScalarType).itemsize // 8)
+    for call in (user.save, user.load):
+        try:
+            call(file, "u", *((values, 4) if call is user.save else (values,)))
+        except Exception as exc:
+            print(type(exc).__name__)
+    if PETSc.ScalarType is np.float64:
+        user.save(file, "u", values, 3)
+        back = np.zeros(6)
+        user.load(file, "u", back)
+        assert (back == values).all() and file.sizes("u") == (6, 6)
+""")
+    where = Path(localckpt.__file__).parents[1]
+
+    def run(*command):
+        return subprocess.run([sys.executable, *command], cwd=tmp_path, timeout=100, text=True, check=False,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    built = run("setup.py", "build_ext", "--inplace", str(where))
+    assert built.returncode == 0, built.stdout
+    used = run("use.py")
+    assert (used.returncode, used.stdout) == (0, "LayoutMismatch\nUnknownDataset\n")

@@ -1,0 +1,269 @@
+"""Opening, holding open, flushing, closing and dropping; what the process keeps of it."""
+
+import ctypes
+import gc
+import os
+import re
+import subprocess
+import sys
+import warnings
+
+import h5py
+import numpy as np
+import pytest
+from mpi4py import MPI
+from petsc4py import PETSc
+
+from localckpt import ClosedFile, StorageError, VecFile
+
+WORLD = MPI.COMM_WORLD
+
+
+def loaded(pattern):
+    """A handle on the shared library that this process has loaded already."""
+    with open("/proc/self/maps") as maps:
+        path, = set(re.findall(rf"/\S*/{pattern}\S*", maps.read()))
+    return ctypes.CDLL(path)
+
+
+HDF5 = loaded(r"libhdf5(?!_hl|_openmpi_hl|_mpich_hl)")
+HDF5.H5Inmembers.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_ulonglong)]
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def hdf5_ids():
+    """How many ids of each type HDF5 has given out: files, groups, types, spaces, lists, ..."""
+    gc.collect()
+    counts = []
+    for kind in range(1, 16):
+        n = ctypes.c_ulonglong(0)
+        HDF5.H5Inmembers(kind, ctypes.byref(n))
+        counts.append(n.value)
+    return counts
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_nothing_grows_in_a_file_held_open(shared_tmp, make_vec):
+    vec, array = make_vec(WORLD, 6, 3), np.arange(4, dtype="c8")
+
+    def use(file):
+        file.write("u", vec)
+        file.read("u", vec)
+        file.write_array("a", array)
+        file.read_array("a", array)
+        assert "a" in file and "b" not in file and len(file.names()) == 2 and file.sizes("u")[0] == 6
+        for failing in (lambda: file.read("missing", vec), lambda: file.write_array("u", array)):
+            with pytest.raises(StorageError):
+                failing()
+
+    with VecFile(WORLD, shared_tmp / "w.h5", "w") as file:
+        use(file)
+        before = descriptors(), hdf5_ids()
+        for _ in range(50):
+            use(file)
+        assert (descriptors(), hdf5_ids()) == before
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_nothing_is_left_of_closed_files(shared_tmp, make_vec):
+    vec = make_vec(WORLD, 6)
+    VecFile(WORLD, shared_tmp / "w.h5", "w").close()
+    before = descriptors(), hdf5_ids()
+    for collective in [False, True] * 10:
+        with VecFile(WORLD, shared_tmp / "w.h5", "a", collective=collective) as file:
+            file.write("u", vec)
+            assert (descriptors(), hdf5_ids()) > before
+        with pytest.raises(StorageError):
+            VecFile(WORLD, shared_tmp)
+    assert (descriptors(), hdf5_ids()) == before
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_flush_makes_bytes_visible_to_another_process(shared_tmp):
+    with VecFile(WORLD, shared_tmp / "w.h5", "w") as file:
+        file.write_array("a", np.arange(1000, dtype="i4"))
+        file.flush()
+        code = "import h5py, sys; print(h5py.File(sys.argv[1], 'r')['a'][:].sum())"
+        if WORLD.rank == 0:
+            result = subprocess.run([sys.executable, "-c", code, shared_tmp / "w.h5"], timeout=60, text=True,
+                                    capture_output=True, env={**os.environ, "HDF5_USE_FILE_LOCKING": "FALSE"})
+            assert (result.stdout, result.stderr) == (f"{499500 * WORLD.size}\n", "")
+        WORLD.barrier()
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_context_manager_closes(shared_tmp):
+    with VecFile(WORLD, shared_tmp / "w.h5", "w") as file:
+        assert not file.closed
+    assert file.closed and "closed" in repr(file)
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_context_manager_closes_after_an_exception(shared_tmp):
+    with pytest.raises(ZeroDivisionError), VecFile(WORLD, shared_tmp / "w.h5", "w") as file:
+        1 / 0  # noqa: B018
+    assert file.closed
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_close_twice_is_no_error(shared_tmp):
+    file = VecFile(WORLD, shared_tmp / "w.h5", "w")
+    file.close()
+    file.close()
+    file.drop()
+    assert file.closed
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_attributes_tell_what_was_opened(shared_tmp):
+    with VecFile(WORLD, shared_tmp / "w.h5", "w") as file:
+        assert (file.comm, file.path, file.mode) == (WORLD, str(shared_tmp / "w.h5"), "w")
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_mode_a_creates_appends_and_keeps(shared_tmp, make_vec):
+    vec = make_vec(WORLD, 4)
+    for name in "uvw":
+        with VecFile(WORLD, shared_tmp / "w.h5", "a") as file:
+            file.write(name, vec)
+            assert file.names() == list("uvw"[:"uvw".index(name) + 1])
+    with VecFile(WORLD, shared_tmp / "w.h5") as file:
+        for name in "uvw":
+            back = vec.duplicate()
+            file.read(name, back)
+            np.testing.assert_array_equal(back.array_r, vec.array_r)
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_mode_w_starts_afresh(shared_tmp, make_vec):
+    for name in "uv":
+        with VecFile(WORLD, shared_tmp / "w.h5", "w") as file:
+            file.write(name, make_vec(WORLD, 4))
+    with VecFile(WORLD, shared_tmp / "w.h5") as file:
+        assert file.names() == ["v"]
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_drop_of_a_file_of_one_rank_closes_at_once(shared_tmp, make_vec):
+    VecFile(MPI.COMM_SELF, shared_tmp / f"own{WORLD.rank}.h5", "w").close()
+    before = descriptors()
+    file = VecFile(MPI.COMM_SELF, shared_tmp / f"own{WORLD.rank}.h5", "w")
+    file.write("u", make_vec(WORLD, 4))
+    file.drop()
+    assert file.closed and descriptors() == before
+
+
+@pytest.mark.parallel([2, 3])
+def test_dropped_file_closes_when_the_last_rank_has_dropped_it(shared_tmp, make_vec):
+    vec, path = make_vec(WORLD, 4), shared_tmp / "w.h5"
+    VecFile(WORLD, path, "w").close()
+    before = descriptors()
+    file = VecFile(WORLD, path, "w")
+    opened = descriptors() - before
+    file.write("u", vec)
+    for late in range(WORLD.size):  # the ranks drop one after the other
+        if WORLD.rank == late:
+            file.drop()
+            assert file.closed
+        VecFile(WORLD, shared_tmp / "other.h5", "w").close()
+        assert descriptors() - before == (0 if late == WORLD.size - 1 else opened)
+    with VecFile(WORLD, path) as file:
+        back = vec.duplicate()
+        file.read("u", back)
+    np.testing.assert_array_equal(back.array_r, vec.array_r)
+
+
+@pytest.mark.parallel([2, 3])
+def test_ranks_drop_in_different_order(shared_tmp):
+    VecFile(WORLD, shared_tmp / "w.h5", "w").close()
+    before = descriptors()
+    files = [VecFile(WORLD, shared_tmp / f"{i}.h5", "w") for i in range(4)]
+    for file in files if WORLD.rank else reversed(files):
+        file.drop()
+    VecFile(WORLD, shared_tmp / "w.h5", "w").close()
+    assert descriptors() == before
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_use_after_drop(shared_tmp, raises_everywhere):
+    file = VecFile(WORLD, path := shared_tmp / "w.h5", "w")
+    file.drop()
+    file.drop()
+    with raises_everywhere(ClosedFile, ValueError):
+        file.flush()
+    VecFile(WORLD, path, "w").close()
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("action", ["always", "error"])
+def test_file_nobody_holds_is_dropped_with_a_warning(shared_tmp, action):
+    VecFile(WORLD, shared_tmp / "w.h5", "w").close()
+    before = descriptors()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter(action, ResourceWarning)
+        hook, sys.unraisablehook = sys.unraisablehook, lambda raised: caught.append(raised.exc_value)
+        file = VecFile(WORLD, shared_tmp / "w.h5", "w")
+        del file
+        gc.collect()
+        sys.unraisablehook = hook
+    warning, = caught
+    assert "w.h5" in str(getattr(warning, "message", warning))
+    VecFile(WORLD, shared_tmp / "w.h5", "w").close()
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("end", ["del file", "file.drop()", "pass"])
+@pytest.mark.parametrize("ranks", [0, 2, 3])
+def test_process_that_never_closed_ends_well(tmp_path, run_script, ranks, end):
+    result = run_script(f"""
+file = VecFile(comm, sys.argv[1], "w")
+file.write_array("i", np.arange(3) + comm.rank)
+file.write_array("u", np.arange(3.0) + comm.rank)
+{end}
+""", path := tmp_path / "w.h5", ranks=ranks)
+    assert (result.returncode, result.stderr) == (0, "")
+    with h5py.File(path, "r") as file:
+        expected = np.concatenate([np.arange(3) + rank for rank in range(ranks or 1)])
+        np.testing.assert_array_equal(file["i"], expected)
+        np.testing.assert_array_equal(file["u"], expected)
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_log_events_count_calls_and_bytes(shared_tmp, make_vec):
+    vec, array = make_vec(WORLD, 100 + WORLD.rank), np.zeros(10, "i2")
+    PETSc.Log.begin()
+
+    def counted():
+        return [PETSc.Log.Event(name).getPerfInfo() for name in ("localckptSave", "localckptLoad")]
+
+    before = counted()
+    with VecFile(WORLD, shared_tmp / "w.h5", "w") as file:
+        for _ in range(3):
+            file.write("u", vec)
+        file.write_array("a", array)
+        file.read("u", vec)
+        file.read_array("a", array)
+    save, load = ({key: new[key] - old[key] for key in new} for old, new in zip(before, counted(), strict=True))
+    nbytes = vec.array_r.nbytes
+    assert (save["count"], save["messageLength"]) == (4, 3 * nbytes + 20)
+    assert (load["count"], load["messageLength"]) == (2, nbytes + 20)
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_hdf5s_error_handler_is_as_before(shared_tmp, make_vec):
+    def installed():
+        function, data = ctypes.c_void_p(), ctypes.c_void_p()
+        HDF5.H5Eget_auto2(ctypes.c_int64(0), ctypes.byref(function), ctypes.byref(data))
+        return function.value, data.value
+
+    before = installed()
+    with VecFile(WORLD, shared_tmp / "w.h5", "w") as file:
+        assert installed() == before
+        with pytest.raises(StorageError):
+            file.read("u", make_vec(WORLD, 2))
+    with pytest.raises(StorageError):
+        VecFile(WORLD, shared_tmp)
+    assert installed() == before

@@ -1,0 +1,135 @@
+"""scripts/install-stack, with steps that install nothing."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "install-stack"
+STUBS = """
+for recipe in system_packages virtual_environment build_tools mpi4py petsc petsc4py h5py supermesh \\
+              firedrake tools localckpt; do
+    eval "$recipe() { echo $recipe >>\\"\\$env/ran\\"; step_of $recipe; }"
+done
+step_of() {
+    [ $1 != virtual_environment ] || { mkdir -p "$env/bin"; ln -sf /bin/true "$env/bin/python"; }
+    [ $1 != localckpt ] || echo "$RANDOM" >"$root/localckpt/_core.so"
+    [ "$1" != "${BREAK:-}" ] || { echo 'no more room'; return 1; }
+    [ "$1" != "${HANG:-}" ] || sleep 1000
+}
+"""
+
+
+class Stack:
+    def __init__(self, folder):
+        self.env = folder / "env"
+        self.clones = [folder / "a clone", folder / "another"]
+        for clone in self.clones:
+            for path in ("scripts/install-stack", "src/core.pyx", "localckpt/core.pxd", "setup.py",
+                         "pyproject.toml"):
+                (clone / path).parent.mkdir(parents=True, exist_ok=True)
+                (clone / path).write_text(path)
+            recipes, rule, rest = SCRIPT.read_text().partition("# The compiled modules")
+            (clone / "scripts/install-stack").write_text(recipes + STUBS + rule + rest)
+
+    def start(self, clone=0, **variables):
+        return subprocess.Popen(["bash", "scripts/install-stack"], cwd=self.clones[clone], text=True,
+                                env={**os.environ, "LOCALCKPT_ENV": str(self.env), **variables},
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def run(self, *args, **variables):
+        """Exit status, stdout, stderr, and the steps that were carried out."""
+        (self.env / "ran").unlink(missing_ok=True)
+        process = self.start(*args, **variables)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err, self.ran()
+
+    def ran(self):
+        return (self.env / "ran").read_text().split() if (self.env / "ran").exists() else []
+
+
+@pytest.fixture
+def stack(tmp_path):
+    return Stack(tmp_path)
+
+
+def test_prints_the_interpreter_and_does_each_step_once(stack):
+    status, out, err, ran = stack.run()
+    assert (status, out, len(ran)) == (0, f"{stack.env}/bin/python\n", 11)
+    assert "[11/11] localckpt  done in 0:0" in err
+    assert stack.run() == (0, out, "", [])
+
+
+def test_goes_on_where_a_step_failed(stack):
+    status, out, err, ran = stack.run(BREAK="h5py")
+    assert (status, out) == (1, "")
+    assert "[7/11] h5py" in err and "FAILED" in err and "no more room" in err
+    assert stack.run()[3] == ["h5py", "supermesh", "firedrake", "tools", "localckpt"]
+
+
+def test_a_changed_pin_undoes_the_step_and_what_stands_on_it(stack):
+    stack.run()
+    script = stack.clones[0] / "scripts/install-stack"
+    before = script.read_text()
+    for text in (before.replace("PETSC=3", "PETSC=9", 1), before):
+        assert text != script.read_text()
+        script.write_text(text)
+        assert stack.run()[3] == ["petsc", "petsc4py", "firedrake"]
+
+
+def test_the_last_checkout_takes_over(stack):
+    stack.run()
+    assert stack.run(1)[3] == ["localckpt"]
+    assert stack.run(0)[3] == ["localckpt"]
+    for path in ("src/core.pyx", "localckpt/core.pxd", "localckpt/_core.so"):
+        (stack.clones[0] / path).write_text("changed")
+        assert stack.run(0)[3] == ["localckpt"], path
+    (stack.clones[0] / "localckpt/_core.so").unlink()
+    assert stack.run(0)[3] == ["localckpt"]
+    assert stack.run(0)[3] == []
+
+
+def test_two_at_once(stack):
+    both = [stack.start(), stack.start(1)]
+    for process in both:
+        assert process.communicate(timeout=60)[0] == f"{stack.env}/bin/python\n"
+    assert sorted(stack.ran()).count("localckpt") == 2 and len(stack.ran()) == 12
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_it_stops_the_step(stack, sent):
+    process = stack.start(HANG="petsc")
+    end = time.monotonic() + 30
+    while "petsc" not in stack.ran() and time.monotonic() < end:
+        time.sleep(0.1)
+    process.send_signal(sent)
+    assert "stopped in step 5 of 11" in process.communicate(timeout=10)[1]  # whose pipes the step holds, too
+    assert process.returncode != 0
+    assert stack.run()[3][0] == "petsc"
+
+
+def test_an_environment_whose_interpreter_is_gone_is_made_again(stack):
+    stack.run()
+    (stack.env / "bin/python").unlink()
+    assert len(stack.run()[3]) == 11
+
+
+def test_needs_a_path_without_spaces(stack):
+    stack.env = stack.env.with_name("my env")
+    status, out, err, _ = stack.run()
+    assert (status, out) == (1, "") and "path without spaces" in err
+
+
+def test_asks_for_system_packages_by_name(stack, tmp_path):
+    """Where they are missing and cannot be installed from here."""
+    head = SCRIPT.read_text().partition("# The compiled modules")[0]
+    for tool in ("apt-get", "sudo", "dpkg-query"):
+        (tmp_path / tool).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / tool).chmod(0o755)
+    asked = subprocess.run(["bash", "-c", head + "system_packages"], capture_output=True, text=True,
+                           env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, timeout=20)
+    assert asked.returncode != 0
+    assert "ask an administrator for:  apt-get install build-essential gfortran" in asked.stdout

@@ -1,0 +1,78 @@
+"""What is left on disk when the process ends, whichever way: each run is a process of its own."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from test_files import files_below
+
+RUN = """
+sys.path.insert(0, sys.argv[1])
+folder, cleanup, layout, end = sys.argv[2], sys.argv[3] == "cleanup", sys.argv[4], sys.argv[5]
+import signal
+import firedrake as fd
+from firedrake.adjoint import continue_annotation
+from burgers import record_on_disk, sweep
+from localckpt.adjoint import checkpointable_mesh
+
+
+def die(step):
+    if end == "killed" and step == 3 and comm.rank == comm.size - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+continue_annotation()
+functional = record_on_disk(dirname=folder, checkpoint_dir=folder, cleanup=cleanup, in_step=die,
+                            checkpoint_comm=MPI.COMM_SELF if layout == "own" else comm)
+checkpointable_mesh(fd.UnitSquareMesh(2, 2))
+sweep(functional, 1.3)
+if end == "raises":
+    raise RuntimeError("the end of this run")
+"""
+
+
+@pytest.fixture
+def run(run_script, tmp_path):
+    """run(ranks, how it ends, cleanup, layout): the finished process and its folder."""
+    def run(ranks, end, cleanup="cleanup", layout="own"):
+        folder = tmp_path / "checkpoints"
+        folder.mkdir()
+        done = run_script(RUN, Path(__file__).parent, folder, cleanup, layout, end, ranks=ranks, seconds=120)
+        return done, folder
+    return run
+
+
+@pytest.mark.parametrize("ranks, layout", [(0, "own"), (2, "own"), (2, "world")])
+def test_nothing_is_left_after_the_end(run, ranks, layout):
+    done, folder = run(ranks, "returns", layout=layout)
+    assert (done.returncode, os.listdir(folder)) == (0, []), done.stderr
+
+
+def test_nothing_is_left_after_an_exception(run):
+    done, folder = run(0, "raises")
+    assert (done.returncode, os.listdir(folder)) == (1, []), done.stderr
+
+
+def test_no_bytes_are_left_after_a_kill(run):
+    done, folder = run(0, "killed")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert sum(files_below(folder).values()) == 0
+
+
+@pytest.mark.parametrize("layout", ["own", "world"])
+def test_no_bytes_are_left_after_one_rank_was_killed(run, layout):
+    done, folder = run(2, "killed", layout=layout)
+    assert done.returncode != 0
+    assert sum(files_below(folder).values()) == 0
+
+
+def test_without_cleanup_the_data_is_left(run):
+    done, folder = run(0, "returns", cleanup="keep")
+    sizes = {Path(path).name: size for path, size in files_below(folder).items()}
+    assert done.returncode == 0 and sizes["current.h5"] > 0, done.stderr
+
+
+def test_nothing_is_said_at_the_end(run):
+    done, _ = run(0, "returns")
+    assert "Exception ignored" not in done.stderr and "Traceback" not in done.stderr

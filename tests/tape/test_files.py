@@ -1,0 +1,183 @@
+"""Which files there are, under which names, and what is left of them and when."""
+
+import gc
+import os
+import shutil
+
+import firedrake as fd
+import h5py
+import pytest
+from burgers import SCALES, assert_same, control, record_on_disk, reference, replay, sweep
+from firedrake.adjoint import stop_annotating
+from firedrake.adjoint_utils.checkpointing import CheckpointFunction
+from mpi4py import MPI
+
+from localckpt.adjoint import checkpointable_mesh, enable_disk_checkpointing
+
+
+def files_below(folder):
+    """The size of every file below the folder."""
+    return {os.path.join(where, name): os.path.getsize(os.path.join(where, name))
+            for where, _, names in os.walk(folder) for name in names}
+
+
+def open_data(folder):
+    """The sizes of this process's open files below the folder that have no name any more."""
+    sizes = []
+    for fd_ in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd_}")
+            if target.startswith(os.path.realpath(folder)) and target.endswith("(deleted)"):
+                sizes.append(os.fstat(int(fd_)).st_size)
+        except OSError:
+            pass  # the listing's own descriptor
+    return sizes
+
+
+def names(tape):
+    checkpointer = tape._package_data["firedrake"]
+    return checkpointer.init_checkpoint_file.name, checkpointer.current_checkpoint_file.name
+
+
+def exist(tape):
+    return [os.path.exists(name) for name in names(tape)] == [True, True]
+
+
+def test_named_files_exist_once_enabled(shared_tmp, tape):
+    enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
+    assert exist(tape)
+
+
+@pytest.mark.parallel([1, 3])
+def test_named_files_exist_after_evaluations(shared_tmp, tape):
+    replay(record_on_disk(checkpoint_dir=str(shared_tmp)))
+    assert exist(tape)
+
+
+def test_named_files_exist_after_the_tape_was_cleared(shared_tmp, tape):
+    replay(record_on_disk(checkpoint_dir=str(shared_tmp)))
+    tape.clear_tape()
+    assert exist(tape)
+
+
+@pytest.fixture
+def times_after_evaluation(shared_tmp, tape):
+    """Modification times of both files, 0 before an evaluation."""
+    functional = record_on_disk(checkpoint_dir=str(shared_tmp))
+    for name in names(tape):
+        os.utime(name, (0, 0))
+    functional(control(1.0))
+    return dict(zip(("init", "current"), (os.stat(name).st_mtime for name in names(tape)), strict=True))
+
+
+def test_evaluation_touches_the_current_file(times_after_evaluation):
+    assert times_after_evaluation["current"] > 0
+
+
+def test_evaluation_leaves_the_init_file_alone(times_after_evaluation):
+    assert times_after_evaluation["init"] == 0
+
+
+@pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize("comm", [MPI.COMM_SELF, MPI.COMM_WORLD], ids=["self", "world"])
+def test_no_named_file_has_bytes_during_the_run(comm, shared_tmp):
+    seen = []
+
+    def look(step):
+        MPI.COMM_WORLD.barrier()  # the first save, in which a file has a name, is over on all ranks
+        seen.append(files_below(shared_tmp))
+
+    functional = record_on_disk(checkpoint_comm=comm, checkpoint_dir=str(shared_tmp), in_step=look)
+    sweep(functional, SCALES[0])
+    look(None)
+    groups = 1 if comm == MPI.COMM_WORLD else MPI.COMM_WORLD.size
+    assert all(len(files) == 2 * groups and not any(files.values()) for files in seen), seen
+
+
+@pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize("comm", [MPI.COMM_SELF, MPI.COMM_WORLD], ids=["self", "world"])
+def test_many_sweeps_take_no_more_room_than_two(comm, shared_tmp):
+    functional = record_on_disk(checkpoint_comm=comm, checkpoint_dir=str(shared_tmp))
+    sizes = []
+    for _ in range(6):
+        sweep(functional, SCALES[0])
+        sizes.append(open_data(shared_tmp))
+    assert sizes[1] == sizes[5] and len(sizes[1]) == 1, sizes
+
+
+@pytest.mark.parallel([1, 2])
+def test_many_sweeps_keep_no_more_files_open_than_two(shared_tmp):
+    functional = record_on_disk(checkpoint_dir=str(shared_tmp))
+    replay(functional)
+    before = len(os.listdir("/proc/self/fd"))
+    replay(functional, SCALES * 2)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parallel([1, 2])
+def test_clearing_the_tape_closes_the_data_at_once(shared_tmp, tape):
+    functional = record_on_disk(checkpoint_dir=str(shared_tmp))
+    sweep(functional, SCALES[0])
+    tape.clear_tape()
+    del functional
+    gc.collect()
+    assert open_data(shared_tmp) == []
+
+
+def test_checkpoints_outlive_the_clearing_of_their_tape(shared_tmp, tape):
+    enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
+    f = control(1.0).sub(0)
+    checkpoint = CheckpointFunction(f)
+    tape.clear_tape()
+    assert (checkpoint.restore().dat.data_ro == f.dat.data_ro).all()
+
+
+def test_a_cleared_tape_can_be_recorded_again(shared_tmp, tape):
+    replay(record_on_disk(checkpoint_dir=str(shared_tmp)))
+    tape.clear_tape()
+    assert_same(replay(record_on_disk()), reference())
+
+
+@pytest.mark.parallel([1, 2])
+def test_folders_go_with_the_tape(shared_tmp, tape):
+    enable_disk_checkpointing(dirname=str(shared_tmp))
+    checkpointable_mesh(fd.UnitSquareMesh(2, 2))
+    MPI.COMM_WORLD.barrier()
+    tape._package_data.clear()
+    gc.collect()
+    MPI.COMM_WORLD.barrier()
+    assert os.listdir(shared_tmp) == []
+
+
+def stored(name, folder):
+    """Every dataset in the file, which this process may still have open: HDF5 would refuse it."""
+    copy = shutil.copy(name, os.path.join(folder, "copy.h5"))
+    with h5py.File(copy, "r") as file:
+        return {key: file[key][...] for key in file if not key.startswith("%")}
+
+
+def test_without_cleanup_the_values_are_in_an_hdf5_file(shared_tmp, tmp_path, tape):
+    enable_disk_checkpointing(checkpoint_dir=str(shared_tmp), cleanup=False)
+    f = control(1.0).sub(0)
+    checkpoint = CheckpointFunction(f)
+    (values,) = stored(names(tape)[1], tmp_path).values()
+    assert (values.ravel() == checkpoint.restore().dat.data_ro).all()
+
+
+def test_without_cleanup_nothing_stored_is_overwritten(shared_tmp, tmp_path, tape):
+    functional = record_on_disk(checkpoint_dir=str(shared_tmp), cleanup=False)
+    with stop_annotating():
+        functional(control(1.3))
+        before = stored(names(tape)[1], tmp_path)
+        functional(control(0.7))
+        after = stored(names(tape)[1], tmp_path)
+    assert before and len(after) > len(before)
+    assert all((after[name] == before[name]).all() for name in before)
+
+
+def test_without_cleanup_the_files_stay(shared_tmp, tape):
+    replay(record_on_disk(checkpoint_dir=str(shared_tmp), cleanup=False))
+    tape.clear_tape()
+    tape._package_data.clear()
+    gc.collect()
+    assert any(files_below(shared_tmp).values())

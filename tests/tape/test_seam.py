@@ -1,0 +1,86 @@
+"""Attaching to Firedrake can be undone and repeated, and says where it no longer fits."""
+
+import pytest
+from firedrake.adjoint_utils import checkpointing as firedrakes
+
+from localckpt import seam
+from localckpt.adjoint import DiskCheckpointer, LocalCheckpoint, enable_disk_checkpointing
+
+OWNERS = firedrakes, firedrakes.CheckpointFunction, firedrakes.DiskCheckpointer
+
+
+@pytest.fixture
+def original(detached):
+    return attributes()
+
+
+def attributes():
+    """Every attribute of what the seam may touch, by identity."""
+    return [{name: id(value) for name, value in vars(owner).items()} for owner in OWNERS]
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_uninstall_puts_back_the_very_objects(original, everywhere):
+    seam.install(DiskCheckpointer, LocalCheckpoint, everywhere)
+    seam.uninstall()
+    assert attributes() == original
+
+
+def test_uninstall_twice_changes_nothing_more(original):
+    seam.uninstall()
+    assert attributes() == original
+
+
+def test_install_twice_is_undone_by_one_uninstall(original):
+    seam.install(DiskCheckpointer, LocalCheckpoint)
+    seam.install(DiskCheckpointer, LocalCheckpoint, everywhere=True)
+    seam.uninstall()
+    assert attributes() == original
+
+
+def test_install_attaches(original):
+    seam.install(DiskCheckpointer, LocalCheckpoint)
+    assert attributes() != original
+
+
+@pytest.mark.filterwarnings("error")
+def test_installed_everywhere_firedrakes_enable_makes_ours(detached, shared_tmp, tape):
+    seam.install(DiskCheckpointer, LocalCheckpoint, everywhere=True)
+    firedrakes.enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
+    assert type(tape._package_data["firedrake"]) is DiskCheckpointer
+
+
+def test_firedrakes_checkpoints_are_its_own_without_a_checkpointer_of_ours(detached, tape):
+    seam.install(DiskCheckpointer, LocalCheckpoint)
+    assert type(firedrakes.CheckpointFunction.__new__(firedrakes.CheckpointFunction)) \
+        is firedrakes.CheckpointFunction
+
+
+def test_checkpoints_are_ours_with_our_checkpointer(detached, shared_tmp):
+    seam.install(DiskCheckpointer, LocalCheckpoint)
+    enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
+    assert type(firedrakes.CheckpointFunction.__new__(firedrakes.CheckpointFunction)) is LocalCheckpoint
+
+
+@pytest.mark.parametrize("name", ["CheckpointFunction", "DiskCheckpointer", "current_checkpoint_file"])
+def test_a_name_that_is_gone_is_named(detached, name, monkeypatch):
+    monkeypatch.delattr(firedrakes, name)
+    with pytest.raises(ImportError, match=rf"Firedrake \S+ has no \S+\.{name}, where localckpt attaches"):
+        seam.install(DiskCheckpointer, LocalCheckpoint)
+
+
+def test_nothing_is_attached_where_a_name_is_gone(original, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.delattr(firedrakes, "current_checkpoint_file")
+        with pytest.raises(ImportError):
+            seam.install(DiskCheckpointer, LocalCheckpoint)
+    assert attributes() == original
+
+
+def test_importing_localckpt_names_what_is_gone(run_script):
+    done = run_script("""
+from firedrake.adjoint_utils import checkpointing
+del checkpointing.CheckpointFunction
+import localckpt.adjoint
+""", seconds=120)
+    assert "ImportError: Firedrake" in done.stderr
