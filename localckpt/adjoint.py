@@ -34,7 +34,7 @@ from pyop2.mpi import COMM_WORLD
 
 from localckpt import seam
 from localckpt.functions import FunctionStore, check_ranks
-from localckpt.places import Place, agree, announce, choose_place, make_folder
+from localckpt.places import Place, agree, announce, choose_engine, choose_place, make_folder
 from localckpt.store import Store
 
 __all__ = ["checkpointable_mesh", "continue_disk_checkpointing", "disk_checkpointing",
@@ -42,7 +42,7 @@ __all__ = ["checkpointable_mesh", "continue_disk_checkpointing", "disk_checkpoin
 
 
 def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
-                              checkpoint_comm=None, checkpoint_dir=None):
+                              checkpoint_comm=None, checkpoint_dir=None, *, engine=None):
     """Add a :class:`DiskCheckpointer` to the working tape. Collective on `comm`.
 
     A tape that has a checkpointer keeps it. Follows
@@ -63,6 +63,10 @@ def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
     checkpoint_dir : str, optional
         Folder for the checkpoints, visible to all ranks of a `checkpoint_comm`. Default:
         `dirname`, else a node-local folder (:func:`localckpt.places.choose_place`).
+    engine : {"direct", "viewer"}, optional
+        How bytes move (:mod:`localckpt.engines`). Default: the PETSc option
+        ``-localckpt_engine``, else what the folder can be trusted with
+        (:func:`localckpt.places.choose_engine`).
 
     Raises
     ------
@@ -74,7 +78,7 @@ def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
     tape = get_working_tape()
     if "firedrake" not in tape._package_data:
         tape._package_data["firedrake"] = DiskCheckpointer(
-            dirname, comm, cleanup, checkpoint_comm, checkpoint_dir)
+            dirname, comm, cleanup, checkpoint_comm, checkpoint_dir, engine=engine)
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class DiskCheckpointer(TapePackageData):
     """
 
     def __init__(self, dirname=None, comm=COMM_WORLD, cleanup=True,
-                 checkpoint_comm=None, checkpoint_dir=None):
+                 checkpoint_comm=None, checkpoint_dir=None, *, engine=None):
         self.comm = comm
         self.cleanup = cleanup
         self.checkpoint_comm = checkpoint_comm or MPI.COMM_SELF
@@ -111,14 +115,16 @@ class DiskCheckpointer(TapePackageData):
         except (OSError, ValueError) as exc:
             error = exc
         agree(comm, error)
-        announce(Place.at(os.path.dirname(self.dirname)), comm)
+        place = Place.at(os.path.dirname(self.dirname))
+        announce(place, comm)
         self._parent = dirname or os.getcwd()
         self._mesh_folders: list[str] = []
         self._mesh_file = None
         self._new_files = 0
         self.init_checkpoint_file = self._file("init.h5")
         self.current_checkpoint_file = self._file("current.h5")
-        store = Store(self.checkpoint_comm, self.current_checkpoint_file.name, cleanup)
+        store = Store(self.checkpoint_comm, self.current_checkpoint_file.name, cleanup,
+                      engine or choose_engine(self.checkpoint_comm, place))
         self._functions = FunctionStore(store)
         folders = self._mesh_folders
         if self.checkpoint_comm.rank == 0:
@@ -221,14 +227,23 @@ def _finish(store, folders):
 class LocalCheckpoint(fd.CheckpointFunction):
     """A Function in localckpt's store, in place of Firedrake's ``CheckpointFunction``.
 
-    Collective on the `checkpoint_comm` to make and to restore.
+    Making and restoring one communicates on the `checkpoint_comm`, if at all.
     """
 
     def __init__(self, function):
-        self.name = function.name()
-        self.count = function.count()
-        self.mesh = function.function_space().mesh()
         self._saved = seam.checkpointer().save(function)
+
+    @property
+    def name(self):
+        return self._saved.name
+
+    @property
+    def count(self):
+        return self._saved.count
+
+    @property
+    def mesh(self):
+        return self._saved.function_space.mesh()
 
     def restore(self):
         """Read the Function back, with the name and count of the saved one."""

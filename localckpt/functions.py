@@ -7,8 +7,6 @@ space's leaves out dofs.
 
 import weakref
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from firedrake import Function
@@ -17,6 +15,8 @@ from mpi4py import MPI
 from pyop2 import op2
 
 from localckpt._vecfile import VecFile
+
+SCALAR = np.dtype(ScalarType)
 
 __all__ = ["FunctionStore", "SavedFunction", "TemporaryFunctionCheckpointFile"]
 
@@ -34,44 +34,48 @@ def owned_arrays(function):
     return [dat.data_ro for dat in function.dat]
 
 
-def new_function(V, cls, fill, dtype, **kwargs):
-    """A Function on V whose component i is filled by ``fill(i, owned part)``. Not collective."""
-    arrays = []
-    for i, Vi in enumerate(V):
-        if Vi.ufl_element().family() == "Real":
-            owned = array = np.empty(Vi.block_size, dtype=dtype)
+class Part:
+    """What a component of a space needs in memory and is called on disk."""
+
+    __slots__ = ("key", "shape", "owned")
+
+    def __init__(self, V, key=""):
+        self.key = key
+        if V.ufl_element().family() == "Real":
+            self.shape = (V.block_size,)
+            self.owned = V.block_size
         else:
-            dofs = Vi.dof_dset
-            array = np.empty((dofs.total_size, *dofs.dim) if dofs.cdim > 1 else dofs.total_size, dtype=dtype)
-            owned = array[:dofs.size]
-            array[dofs.size:] = 0
-        fill(i, owned)
-        arrays.append(array)
-    f = cls(V, val=arrays if len(V) > 1 else arrays[0], dtype=dtype, **kwargs)
+            dofs = V.dof_dset
+            self.shape = (dofs.total_size, *dofs.dim) if dofs.cdim > 1 else (dofs.total_size,)
+            self.owned = dofs.size
+
+
+def new_function(V, cls, arrays, valid, **kwargs):
+    """A Function on V with these arrays, whose halos are valid or not. Not collective."""
+    f = cls(V, val=arrays if len(arrays) > 1 else arrays[0], dtype=arrays[0].dtype, **kwargs)
     for dat in f.dat:
         if isinstance(dat, op2.Dat):
-            dat.halo_valid = False  # on every rank alike, or the next exchange hangs
+            dat.halo_valid = valid
     return f
 
 
-@dataclass(frozen=True)
 class SavedFunction:
-    """A stored Function: all that it takes to make it again, and its arrays' tokens."""
+    """A stored Function: all that it takes to make it again."""
 
-    tokens: tuple
-    function_space: Any
-    cls: type
-    name: str
-    count: int
-    dtype: np.dtype
+    __slots__ = ("store", "rows", "parts", "halo", "dtype", "function_space", "cls", "name", "count")
 
     def load(self):
         """A new Function with the values, name and count of the saved one.
 
-        Collective on the store's communicator.
+        Communicates on the store's communicator, if at all.
+
+        Returns
+        -------
+        firedrake.Function or firedrake.Cofunction
         """
-        return new_function(self.function_space, self.cls, lambda i, array: self.tokens[i].get(array),
-                            self.dtype, name=self.name, count=self.count)
+        arrays = [self.store.get(row, part.shape, self.dtype, part.shape[0] if self.halo else part.owned)
+                  for row, part in zip(self.rows, self.parts)]
+        return new_function(self.function_space, self.cls, arrays, self.halo, name=self.name, count=self.count)
 
 
 class FunctionStore:
@@ -84,12 +88,16 @@ class FunctionStore:
 
     def __init__(self, store):
         self.store = store
-        # The keys of a space, held by its mesh: they go when the mesh goes.
-        self._keys = weakref.WeakKeyDictionary()
-        self._taken = defaultdict(int)
+        # By the space's id, as long as it lives: hashing a space takes longer than a save.
+        self._parts: dict[int, list[Part]] = {}
+        # Keys are held by their mesh: they go when the mesh goes.
+        self._keys: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+        self._taken: defaultdict[str, int] = defaultdict(int)
 
     def save(self, function):
-        """Store a Function or Cofunction. Collective on the store's communicator.
+        """Store a Function or Cofunction, with its halos if they are valid.
+
+        Communicates on the store's communicator, if at all.
 
         Returns
         -------
@@ -98,22 +106,46 @@ class FunctionStore:
         Raises
         ------
         StorageError
-            On every rank of the store's communicator.
         ValueError
             If the store's communicator has ranks that the mesh's lacks.
         """
         V = function.function_space()
-        dtype = function.dat.dtype
-        tokens = tuple(self.store.put(key, array)
-                       for key, array in zip(self.keys(V, dtype), owned_arrays(function)))
-        return SavedFunction(tokens, V, type(function), function.name(), function.count(), dtype)
+        parts = self._parts.get(id(V)) or self._learn(V)
+        dat = function.dat
+        saved = SavedFunction()
+        saved.store = self.store
+        saved.parts = parts
+        saved.halo = getattr(dat, "halo_valid", True)  # the same on every rank
+        saved.dtype = dtype = dat.dtype
+        saved.function_space = V
+        saved.cls = type(function)
+        saved.name = function.name()
+        saved.count = function.count()
+        # Not data_ro_with_halos, which would exchange stale halos.
+        saved.rows = [self._put(part, d._data, saved.halo, dtype) for part, d in zip(parts, dat)]
+        return saved
 
-    def keys(self, V, dtype):
+    def _put(self, part, array, halo, dtype):
+        key = part.key
+        if not halo:
+            key += "~owned"
+            array = array[:part.owned]
+        if dtype != SCALAR:
+            key += f"~{dtype}"
+        return self.store.put(key, array)
+
+    def _learn(self, V):
+        parts = [Part(Vi, key) for Vi, key in zip(V, self.keys(V))]
+        self._parts[id(V)] = parts
+        weakref.finalize(V, self._parts.pop, id(V), None).atexit = False
+        return parts
+
+    def keys(self, V):
         """The keys of V's components: what two spaces would share gets a number."""
         keys = []
         for Vi, name in zip(V, component_names(V)):
             mesh = Vi.mesh().unique()
-            identity = Vi.ufl_element(), Vi.boundary_set, dtype
+            identity = Vi.ufl_element(), Vi.boundary_set
             known = self._keys.setdefault(mesh, {})
             if identity not in known:
                 check_ranks(self.store.comm, mesh.comm, "the mesh's communicator")
@@ -187,9 +219,13 @@ class TemporaryFunctionCheckpointFile:
         -------
         firedrake.Function or firedrake.Cofunction
         """
-        datasets = self._datasets(function_space, name, idx)
-        return new_function(function_space, Function, lambda i, array: self._file.read_array(datasets[i], array),
-                            ScalarType)
+        arrays = []
+        for Vi, dataset in zip(function_space, self._datasets(function_space, name, idx)):
+            part = Part(Vi)
+            array = np.zeros(part.shape, SCALAR)
+            self._file.read_array(dataset, array[:part.owned])
+            arrays.append(array)
+        return new_function(function_space, Function, arrays, False)
 
     def _datasets(self, V, name, idx):
         return [f"{name}_{idx}_{component}_{i}" for i, component in enumerate(component_names(V))]

@@ -10,7 +10,7 @@ import psutil
 from mpi4py import MPI
 from petsc4py import PETSc
 
-__all__ = ["Place", "agree", "announce", "choose_place", "make_folder"]
+__all__ = ["Place", "agree", "announce", "choose_engine", "choose_place", "make_folder"]
 
 log = logging.getLogger("localckpt")
 
@@ -78,6 +78,26 @@ def choose_place():
     log.warning("no node-local folder for checkpoints found; they go to the current one: name another "
                 "with checkpoint_dir= or -localckpt_dir")
     return Place.at(os.getcwd())
+
+
+def choose_engine(comm, place):
+    """The engine for files of `comm` in `place`. Collective on `comm`.
+
+    Returns
+    -------
+    {"direct", "viewer"}
+        The PETSc option ``-localckpt_engine``; else "viewer" on a network filesystem or
+        where `comm` spans nodes: ranks that see different caches of one file must not
+        write to it without MPI-IO.
+    """
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    trusted = node.size == comm.size and not place.on_network
+    node.Free()
+    trusted = comm.allreduce(trusted, MPI.LAND)
+    engine = PETSc.Options("localckpt_").getString("engine", "direct" if trusted else "viewer")
+    if engine not in ("direct", "viewer"):
+        raise ValueError(f"-localckpt_engine is 'direct' or 'viewer', not {engine!r}")
+    return engine
 
 
 def announce(place, comm):

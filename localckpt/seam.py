@@ -89,7 +89,7 @@ def install(ours, checkpoint_class, everywhere=False):
                           UserWarning, stacklevel=3)
         theirs_init(self, *args, **kwargs)
 
-    theirs_init = theirs["DiskCheckpointer"].__init__
+    theirs_init = vars(theirs["DiskCheckpointer"])["__init__"]
     replace(theirs["CheckpointFunction"], "__new__", new)
     replace(fd, "current_checkpoint_file", current_checkpoint_file)
     replace(theirs["DiskCheckpointer"], "continue_checkpointing", begin)

@@ -1,146 +1,131 @@
-"""Arrays on disk, addressed by tokens."""
+"""Arrays on disk, stored once however often they are saved."""
 
 import os
-from collections import defaultdict
+from weakref import WeakValueDictionary
 
 import numpy as np
+from xxhash import xxh3_128_digest
 
 from localckpt._vecfile import VecFile
+from localckpt.engines import DirectEngine, ViewerEngine
 
-__all__ = ["Store", "Token"]
+__all__ = ["Store"]
 
-
-class Token:
-    """The right to read one stored array; its slot is free again when the token goes.
-
-    Not collective to drop.
-    """
-
-    __slots__ = ("_slots", "key", "number")
-
-    def __init__(self, slots, key, number):
-        self._slots = slots
-        self.key = key
-        self.number = number
-
-    def get(self, array):
-        """Fill `array` with what was stored. Collective on the store's communicator."""
-        self._slots.file.read_array(dataset(self.key, self.number), array)
-
-    def __del__(self):
-        self._slots.release(self.key, self.number)
-
-
-def dataset(key, number):
-    return f"{key}_{number}"
-
-
-class Slots:
-    """A file and which of its datasets are free.
-
-    Saves come in the same sequence on every rank of the file's communicator, but tokens
-    die when each rank's interpreter gets to it: a slot is taken again only once all
-    ranks have agreed that it is free, and the agreement for a key is sought when the
-    slots of the one before are used up.
-    """
-
-    def __init__(self, file, recycle):
-        self.file = file
-        self.recycle = recycle
-        self.retired = False
-        self.live = 0
-        self.count = defaultdict(int)     # slots of a key, the same on all ranks
-        self.agreed = defaultdict(list)   # slots that all ranks know to be free
-        self.dropped = defaultdict(set)   # slots that this rank no longer needs
-
-    def claim(self, key):
-        agreed, dropped = self.agreed[key], self.dropped[key]
-        if not agreed and self.recycle:
-            free = np.zeros(self.count[key], dtype=np.uint8)
-            free[list(dropped)] = 1
-            self.file.agree(free)
-            agreed.extend(np.flatnonzero(free)[::-1].tolist())
-            dropped.difference_update(agreed)
-        if not agreed:
-            # So many at once that agreements stay rare while a sweep grows.
-            new = 1 + self.count[key] // 4
-            agreed.extend(range(self.count[key] + new - 1, self.count[key] - 1, -1))
-            self.count[key] += new
-        self.live += 1
-        return agreed.pop()
-
-    def release(self, key, number):
-        self.live -= 1
-        self.dropped[key].add(number)
-        if self.retired and self.live == 0:
-            self.file.drop()
-
-    def retire(self):
-        self.retired = True
-        if self.live == 0:
-            self.file.drop()
+# Mapping a row beats reading it from about this size on (benchmarks/test_restore.py).
+MAP_FROM = 1 << 20
 
 
 class Store:
     """Arrays on disk in one file per communicator.
 
+    What :meth:`put` returns is the right to read that array. Its space is free again
+    when that was dropped, which is never collective.
+
     Parameters
     ----------
     comm : mpi4py.MPI.Intracomm
-        Saving and reading are collective on it, and on nothing else.
+        Saving and reading communicate on it, if at all, and on nothing else.
     path : str
         The file, the same on every rank of `comm`.
     cleanup : bool, optional
         Unlink the file as soon as every rank holds it open, so that however the run ends
         its bytes go too, and use the space of dropped arrays again. Otherwise keep
         everything that was ever stored.
+    engine : {"direct", "viewer"}, optional
+        See :mod:`localckpt.engines`.
     """
 
-    def __init__(self, comm, path, cleanup=True):
+    def __init__(self, comm, path, cleanup=True, engine="direct"):
         self.comm = comm
         self.path = path
         self.cleanup = cleanup
-        self._slots = None
+        self.direct = engine == "direct"
+        self._agrees = self.direct and comm.size > 1
+        self._engine = None
+        self._known = WeakValueDictionary()  # content hash -> its row
 
     def put(self, key, array):
-        """Store `array`. Collective on the store's communicator.
+        """Store `array`; the same bytes again are not written again.
+
+        Collective on the store's communicator where that has several ranks.
 
         Parameters
         ----------
         key : str
-            Arrays stored under one key have, on each rank, always the same size.
+            Arrays stored under one key have, on each rank, always the same size and type.
         array : numpy.ndarray
+            C-contiguous.
 
         Returns
         -------
-        Token
+        row
+            For :meth:`get`; two may be one and the same.
 
         Raises
         ------
         StorageError
-            On every rank of the communicator.
         """
-        if self._slots is None:
-            self._slots = Slots(self._open(), recycle=self.cleanup)
-        number = self._slots.claim(key)
-        token = Token(self._slots, key, number)
-        self._slots.file.write_array(dataset(key, number), array)
-        return token
+        engine = self._engine or self._open()
+        if not self.direct:
+            return engine.write(key, array)
+        if self._agrees:
+            engine.agree(key, array)
+        digest = xxh3_128_digest(array)
+        row = self._known.get(digest)
+        if row is None:
+            row = self._known[digest] = engine.write(key, array)
+        return row
+
+    def get(self, row, shape, dtype, filled):
+        """A new array with what was stored.
+
+        Parameters
+        ----------
+        row
+            From :meth:`put`.
+        shape : tuple of int
+        dtype : numpy.dtype
+        filled : int
+            So many entries along the first axis were stored; the rest is zero.
+
+        Returns
+        -------
+        numpy.ndarray
+            Writeable, and nobody else's.
+
+        Raises
+        ------
+        StorageError
+        """
+        array = np.empty(shape, dtype)
+        if self.direct and array.nbytes >= MAP_FROM and filled == shape[0]:
+            return row.map(shape, array.dtype)
+        row.read(array[:filled])
+        array[filled:] = 0
+        return array
 
     def _open(self):
-        if not self.cleanup:
-            return VecFile(self.comm, self.path, "w")
-        path = self.path + ".data"
+        path = self.path + ".data" if self.cleanup else self.path
         file = VecFile(self.comm, path, "w")
-        if self.comm.rank == 0:  # opening has made sure that all of them have it
-            os.unlink(path)
-        return file
+        self._engine = (DirectEngine if self.direct else ViewerEngine)(file, recycle=self.cleanup)
+        if self.cleanup:
+            if self._agrees:
+                self.comm.Barrier()  # each rank has its own descriptor by now
+            if self.comm.rank == 0:
+                os.unlink(path)
+        return self._engine
+
+    def flush(self):
+        """Make an ordinary HDF5 file of what is stored. Collective on the store's communicator."""
+        if self._engine is not None:
+            self._engine.file.flush()
 
     def retire(self):
-        """Let what is stored so far go with its last token. Not collective.
+        """Let what is stored so far go with its last row. Not collective.
 
         The next array begins a new file.
         """
-        if self._slots is not None:
-            self._slots.retire()
-            self._slots = None
+        if self._engine is not None:
+            self._engine.retire()
+            self._engine = None
+            self._known = WeakValueDictionary()

@@ -8,9 +8,11 @@ nor HDF5 is involved.
 
 import os
 
+import numpy as np
+
 cimport cython
-cimport numpy as cnp
-from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport (PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release,
+                             PyObject_GetBuffer)
 from libc.errno cimport EINTR, EIO, ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport int64_t
 from posix.mman cimport MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
@@ -19,8 +21,6 @@ from posix.unistd cimport _SC_PAGESIZE, close, pread, pwrite, sysconf
 
 from localckpt._errors import TransferError
 from localckpt._log cimport LOAD, SAVE, log_begin, log_end
-
-cnp.import_array()
 
 __all__ = ["Descriptor", "Pool", "Row"]
 
@@ -199,7 +199,7 @@ cdef class Row:
             raise failure(self.pool.file, status, "writing" if writing else "reading", view.len)
         return 0
 
-    def map(self, shape, cnp.dtype dtype not None):
+    def map(self, shape, dtype):
         """A new array that shows the row's bytes without a copy. Not collective.
 
         Pages that somebody writes to are copied first; the row lives as long as the array.
@@ -207,31 +207,22 @@ cdef class Row:
         Parameters
         ----------
         shape : tuple of int
+            Of at least one entry.
         dtype : numpy.dtype
 
         Returns
         -------
-        numpy.ndarray or None
-            None where the row does not begin at a multiple of the item size.
+        numpy.ndarray
 
         Raises
         ------
         TransferError
         """
-        cdef cnp.npy_intp dims[32]
-        cdef int n = len(shape)
-        cdef size_t ahead = <size_t> self.offset % PAGE
-        cdef size_t length = ahead + dtype.itemsize
-        cdef Mapping mapping
-        cdef cnp.ndarray array
-        if self.offset % dtype.itemsize or n > 32:
-            return None
-        for i in range(n):
-            dims[i] = shape[i]
-            length = ahead + (length - ahead) * dims[i]
-        if length == ahead:
-            return None
-        mapping = Mapping.__new__(Mapping)
+        cdef size_t ahead = <size_t> self.offset % PAGE  # a mapping begins at a page
+        cdef size_t length = ahead + <size_t> dtype.itemsize
+        cdef Mapping mapping = Mapping.__new__(Mapping)
+        for n in shape:
+            length = ahead + (length - ahead) * <size_t> n
         with nogil:
             log_begin(LOAD)
             mapping.start = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE,
@@ -242,21 +233,20 @@ cdef class Row:
             raise failure(self.pool.file, errno, "mapping", length)
         mapping.length = length
         mapping.row = self
-        cnp.Py_INCREF(dtype)  # PyArray_NewFromDescr takes one
-        array = cnp.PyArray_NewFromDescr(cnp.ndarray, dtype, n, dims, NULL, <char*> mapping.start + ahead,
-                                         cnp.NPY_ARRAY_WRITEABLE, None)
-        cnp.set_array_base(array, mapping)
-        return array
+        return np.ndarray(shape, dtype, mapping, ahead)
 
 
 @cython.final
 @cython.no_gc
 cdef class Mapping:
-    """What keeps a mapped row mapped."""
+    """What keeps a mapped row mapped: the buffer of its array."""
 
     cdef void* start
     cdef size_t length
     cdef Row row
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        PyBuffer_FillInfo(view, self, self.start, <Py_ssize_t> self.length, 0, flags)
 
     def __dealloc__(self):
         if self.start != NULL:

@@ -19,6 +19,7 @@ from petsc4py.PETSc cimport Vec
 from hdf5 cimport *
 from petsc cimport *
 from localckpt._errors cimport CHKERR, CHKH5, CHKMPI, begin_capture, end_capture
+from localckpt._log cimport LOAD, SAVE, log_begin, log_end
 from localckpt._errors import (ClosedFile, FileNotFound, LayoutMismatch, NoAccess, NotHDF5,
                                StorageError, TransferError, UnknownDataset)
 
@@ -28,391 +29,12 @@ cdef enum:
     MAXDIM = 32
 
 # How many PetscInts there can be, and what one PetscReal is in HDF5.
-cdef long long PETSCINT_MAX = (<long long> 1 << (8 * sizeof(PetscInt) - 1)) - 1 if sizeof(PetscInt) < 8 \
-    else 0x7fffffffffffffff
+cdef long long PETSCINT_MAX = ((<long long> 1 << (8 * sizeof(PetscInt) - 2)) - 1) * 2 + 1
 cdef hid_t H5_REAL = H5T_NATIVE_FLOAT if sizeof(PetscReal) == 4 else H5T_NATIVE_DOUBLE
 SCALAR = np.dtype(PETSc.ScalarType)
 
-# -----------------------------------------------------------------------------
-# -log_view: one event each way; bytes show up as PETSc's messages do
-# -----------------------------------------------------------------------------
-
-cdef PetscLogEvent SAVE, LOAD
-
-
-def _register_events():
-    cdef PetscClassId package = 0
-    CHKERR(PetscClassIdRegister(b"localckpt", &package))
-    CHKERR(PetscLogEventRegister(b"localckptSave", package, &SAVE))
-    CHKERR(PetscLogEventRegister(b"localckptLoad", package, &LOAD))
-
-
-_register_events()
-
-
-cdef inline void log_begin(PetscLogEvent event) noexcept nogil:
-    PetscLogEventBegin(event, NULL, NULL, NULL, NULL)
-
-
-cdef inline void log_end(PetscLogEvent event, long long nbytes) noexcept nogil:
-    count_message(nbytes)
-    PetscLogEventEnd(event, NULL, NULL, NULL, NULL)
-
-
-cdef extern from *:
-    """
-    /* Both counters exist only in a PETSc with logging. */
-    #if defined(PETSC_USE_LOG)
-      #define count_message(nbytes) (petsc_send_ct += 1, petsc_send_len += (nbytes))
-    #else
-      #define count_message(nbytes) ((void)(nbytes))
-    #endif
-    """
-    void count_message(long long) noexcept nogil
-
-
-# -----------------------------------------------------------------------------
-# What is behind an open file
-# -----------------------------------------------------------------------------
-
-cdef class Handle:
-    """PETSc's viewer, its HDF5 id and PETSc's own duplicate of the communicator.
-
-    Apart from :class:`VecFile` so that it outlives one that was dropped: closing is
-    collective, and garbage collection is not.
-    """
-
-    cdef mpi.MPI_Comm comm
-    cdef int rank, size
-    cdef PetscViewer viewer
-    cdef hid_t id, dxpl
-    cdef int dropped
-    cdef readonly str path, mode
-    cdef dict layouts  # number -> sizes of all ranks, and back
-
-    def __cinit__(self):
-        self.viewer = NULL
-        self.dxpl = H5P_DEFAULT
-        self.layouts = {}
-
-    cdef settle(self, error):
-        """Raise the error of the lowest failing rank on every rank. Collective."""
-        cdef int first = self.size if error is None else self.rank
-        cdef int n = 0
-        cdef char* buffer
-        if self.size == 1:
-            if error is not None:
-                raise error
-            return
-        with nogil:
-            CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &first, 1, mpi.MPI_INT, mpi.MPI_MIN, self.comm))
-        if first == self.size:
-            return
-        payload = b""
-        if first == self.rank:
-            if isinstance(error, StorageError) and error.rank is None:
-                error.rank = self.rank
-            payload = pickle.dumps(error)
-        n = len(payload)
-        with nogil:
-            CHKMPI(mpi.MPI_Bcast(&n, 1, mpi.MPI_INT, first, self.comm))
-        payload = payload or bytes(n)
-        buffer = payload
-        with nogil:
-            CHKMPI(mpi.MPI_Bcast(buffer, n, mpi.MPI_CHAR, first, self.comm))
-        raise pickle.loads(payload)
-
-    cdef tuple exchange(self, long long n):
-        """Everybody's number of entries. Collective."""
-        cdef int64_t mine = n
-        cdef int64_t[::1] sizes
-        if self.size == 1:
-            return (n,)
-        sizes = np.empty(self.size, dtype=np.int64)
-        with nogil:
-            CHKMPI(mpi.MPI_Allgather(&mine, 1, mpi.MPI_INT64_T, &sizes[0], 1, mpi.MPI_INT64_T, self.comm))
-        return tuple(sizes)
-
-    cdef int close(self) except -1:
-        """Give everything back. Collective where there are several ranks."""
-        cdef PetscViewer viewer = self.viewer
-        cdef hid_t dxpl = self.dxpl
-        error = None
-        if viewer == NULL:
-            return 0
-        self.viewer = NULL
-        files.remove(self)
-        begin_capture()
-        try:
-            with nogil:
-                if dxpl != H5P_DEFAULT:
-                    CHKH5(H5Pclose(dxpl))
-                CHKERR(PetscViewerDestroy(&viewer))
-        except StorageError as exc:
-            exc.file = self.path
-            error = exc
-        finally:
-            end_capture()
-        try:
-            self.settle(error)
-        finally:
-            PetscCommDestroy(&self.comm)
-        return 0
-
-
-# Every file that is open in this process, in the order of opening. Opening is collective,
-# so on each communicator all its ranks have the same files here in the same order.
-files = []
-
-
-cdef reap(Handle new):
-    """Close the files of new's communicator that every rank has dropped. Collective."""
-    cdef int n
-    cdef int[::1] dropped
-    cdef Handle old
-    mine = [old for old in files if (<Handle> old).comm == new.comm and old is not new]
-    if not mine:
-        return
-    dropped = np.array([(<Handle> old).dropped for old in mine], dtype=np.intc)
-    n = len(mine)
-    if new.size > 1:
-        with nogil:
-            CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &dropped[0], n, mpi.MPI_INT, mpi.MPI_MIN, new.comm))
-    for i, old in enumerate(mine):
-        if dropped[i]:
-            old.close()
-
-
-@atexit.register
-def _close_all():
-    cdef Handle handle
-    cdef PetscBool gone = PETSC_FALSE
-    PetscFinalized(&gone)
-    if gone or MPI.Is_finalized():
-        return
-    for handle in list(files):
-        try:
-            handle.close()
-        except StorageError as exc:
-            warnings.warn(f"closing at exit: {exc}", ResourceWarning)
-
-
-# -----------------------------------------------------------------------------
-# Names
-# -----------------------------------------------------------------------------
-
-cdef bytes LAYOUTS = b"%layouts"         # no encoded name starts like this
-cdef bytes LAYOUT = b"localckpt_layout"  # attribute of a dataset: its number in there
-
-
-cdef bytes encode(object name):
-    """The HDF5 link name for any string: '/' would make groups, '.' means 'here'."""
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"a dataset name is a non-empty string, not {name!r}")
-    name = name.replace("%", "%25").replace("/", "%2F").replace("\0", "%00")
-    return ("%2E" if name == "." else name).encode(errors="surrogateescape")
-
-
-cdef str decode(bytes link):
-    name = link.decode(errors="surrogateescape")
-    return (name.replace("%2E", ".").replace("%00", "\0").replace("%2F", "/").replace("%25", "%"))
-
-
-cdef bint exists(hid_t where, bytes path):
-    """Whether every link along path is there."""
-    cdef bytes part = b""
-    for piece in path.strip(b"/").split(b"/"):
-        part += piece
-        if H5Lexists(where, part, H5P_DEFAULT) <= 0:
-            return False
-        part += b"/"
-    return True
-
-
-cdef herr_t add_name(hid_t group, const char* path, const void* info, void* names) noexcept with gil:
-    cdef hid_t thing = H5Oopen(group, path, H5P_DEFAULT)
-    cdef bytes link = path
-    if thing >= 0:
-        if H5Iget_type(thing) == H5I_DATASET and not link.startswith(LAYOUTS):
-            (<list> names).append(decode(link))
-        H5Oclose(thing)
-    return 0
-
-
-# -----------------------------------------------------------------------------
-# Datasets
-# -----------------------------------------------------------------------------
-
-cdef class Dataset:
-    """An open dataset and what there is to know of it."""
-
-    cdef hid_t id, space
-    cdef int ndims, is_complex
-    cdef hsize_t dims[MAXDIM]
-    cdef H5T_class_t kind
-    cdef int32_t layout
-
-    def __cinit__(self):
-        self.id = self.space = -1
-        self.layout = -1
-
-    cdef int open(self, Handle handle, bytes path) except -1:
-        cdef hid_t kind
-        self.id = CHKH5(H5Dopen2(handle.id, path, H5P_DEFAULT))
-        self.space = CHKH5(H5Dget_space(self.id))
-        self.ndims = <int> CHKH5(H5Sget_simple_extent_ndims(self.space))
-        if self.ndims > 0:
-            CHKH5(H5Sget_simple_extent_dims(self.space, self.dims, NULL))
-        kind = CHKH5(H5Dget_type(self.id))
-        self.kind = H5Tget_class(kind)
-        H5Tclose(kind)
-        self.layout = self.attribute(LAYOUT, -1)
-        self.is_complex = self.attribute(b"complex", 0)  # PETSc's own mark
-        return 0
-
-    cdef int32_t attribute(self, bytes name, int32_t value) except? -2:
-        cdef hid_t attribute
-        if CHKH5(H5Aexists(self.id, name)):
-            attribute = CHKH5(H5Aopen(self.id, name, H5P_DEFAULT))
-            CHKH5(H5Aread(attribute, H5T_NATIVE_INT32, &value))
-            H5Aclose(attribute)
-        return value
-
-    cdef int mark(self, bytes name, int32_t value) except -1:
-        """Set an integer attribute. Collective."""
-        cdef hid_t space, attribute
-        if CHKH5(H5Aexists(self.id, name)):
-            attribute = CHKH5(H5Aopen(self.id, name, H5P_DEFAULT))
-        else:
-            space = CHKH5(H5Screate(H5S_SCALAR))
-            attribute = H5Acreate2(self.id, name, H5T_NATIVE_INT32, space, H5P_DEFAULT, H5P_DEFAULT)
-            H5Sclose(space)
-            CHKH5(attribute)
-        CHKH5(H5Awrite(attribute, H5T_NATIVE_INT32, &value))
-        H5Aclose(attribute)
-        return 0
-
-    def shape(self):
-        return tuple([self.dims[i] for i in range(self.ndims)])
-
-    cdef long long entries(self):
-        """Numbers in all: a complex one counts once."""
-        cdef long long n = 1
-        for i in range(self.ndims):
-            n *= self.dims[i]
-        return n // 2 if self.is_complex else n
-
-    cdef int move(self, hid_t type, hid_t dxpl, void* data, long long first, long long n,
-                  bint writing) except -1 nogil:
-        """Move entries [first, first + n) between data and the file, in whole rows."""
-        cdef hsize_t start[MAXDIM]
-        cdef hsize_t count[MAXDIM]
-        cdef hsize_t row = 1, reals
-        cdef hid_t memory
-        cdef herr_t status
-        cdef int i
-        reals = <hsize_t> n * (2 if self.is_complex else 1)
-        for i in range(1, self.ndims):
-            start[i] = 0
-            count[i] = self.dims[i]
-            row *= self.dims[i]
-        start[0] = (<hsize_t> first * (2 if self.is_complex else 1)) // row if row else 0
-        count[0] = reals // row if row else 0
-        memory = CHKH5(H5Screate_simple(1, &reals, NULL))
-        if reals == 0:
-            status = H5Sselect_none(self.space)
-            H5Sselect_none(memory)
-        else:
-            status = H5Sselect_hyperslab(self.space, H5S_SELECT_SET, start, NULL, count, NULL)
-        if status >= 0:
-            if writing:
-                status = H5Dwrite(self.id, type, memory, self.space, dxpl, data)
-            else:
-                status = H5Dread(self.id, type, memory, self.space, dxpl, data)
-        CHKH5(status)
-        CHKH5(H5Sclose(memory))
-        return 0
-
-    def __dealloc__(self):
-        if self.space >= 0:
-            H5Sclose(self.space)
-        if self.id >= 0:
-            H5Dclose(self.id)
-
-
-cdef hid_t h5type(object dtype) except? -1:
-    """HDF5's type for a NumPy dtype; a complex number is two reals."""
-    cdef hid_t type = -1
-    dtype = np.dtype(dtype)
-    if dtype.isnative:
-        key = (dtype.kind, dtype.itemsize // (2 if dtype.kind == "c" else 1))
-        if key in (("f", 4), ("c", 4)):
-            type = H5T_NATIVE_FLOAT
-        elif key in (("f", 8), ("c", 8)):
-            type = H5T_NATIVE_DOUBLE
-        elif key in (("i", 1), ("i", 2), ("i", 4), ("i", 8)):
-            type = [H5T_NATIVE_INT8, H5T_NATIVE_INT16, H5T_NATIVE_INT32, H5T_NATIVE_INT64][key[1].bit_length() - 1]
-        elif key in (("u", 1), ("u", 2), ("u", 4), ("u", 8)):
-            type = [H5T_NATIVE_UINT8, H5T_NATIVE_UINT16, H5T_NATIVE_UINT32, H5T_NATIVE_UINT64][key[1].bit_length() - 1]
-    if type < 0:
-        raise TypeError(f"cannot store NumPy arrays of dtype {dtype!r}")
-    return type
-
-
-cdef bytes find(Handle handle, object name):
-    """Where name is: under its encoded name, or at that path in a file of PETSc's."""
-    path = encode(name)
-    if exists(handle.id, path):
-        return path
-    path = name.encode(errors="surrogateescape")
-    if b"\0" not in path and path.strip(b"/.") and exists(handle.id, path):
-        return path
-    raise UnknownDataset("no such dataset")
-
-
-cdef tuple layout_sizes(Handle handle, int32_t number):
-    """The sizes of all ranks in layout `number`."""
-    cdef Dataset table
-    cdef int64_t[::1] sizes
-    if number not in handle.layouts:
-        table = Dataset()
-        table.open(handle, LAYOUTS + b"/%d" % number)
-        sizes = np.empty(max(1, table.entries()), dtype=np.int64)
-        table.move(H5T_NATIVE_INT64, H5P_DEFAULT, &sizes[0], 0, table.entries(), False)
-        handle.layouts[number] = tuple(np.asarray(sizes)[:table.entries()].tolist())
-        handle.layouts[handle.layouts[number]] = number
-    return handle.layouts[number]
-
-
-cdef int layout_number(Handle handle, tuple sizes) except -1:
-    """The number of the layout with these sizes, recorded if it is new. Collective."""
-    cdef Dataset table
-    cdef hid_t space, group
-    cdef hsize_t n = len(sizes)
-    cdef int64_t[::1] values
-    if sizes in handle.layouts:
-        return handle.layouts[sizes]
-    if not exists(handle.id, LAYOUTS):
-        group = CHKH5(H5Gcreate2(handle.id, LAYOUTS, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT))
-        H5Gclose(group)
-    number = 0
-    while exists(handle.id, LAYOUTS + b"/%d" % number):  # of an earlier opening of this file
-        if layout_sizes(handle, number) == sizes:
-            return number
-        number += 1
-    table = Dataset()
-    space = CHKH5(H5Screate_simple(1, &n, NULL))
-    table.id = H5Dcreate2(handle.id, LAYOUTS + b"/%d" % number, H5T_NATIVE_INT64, space,
-                          H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT)
-    H5Sclose(space)
-    CHKH5(table.id)
-    if handle.rank == 0:
-        values = np.array(sizes, dtype=np.int64)
-        CHKH5(H5Dwrite(table.id, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, &values[0]))
-    handle.layouts[sizes] = number
-    handle.layouts[number] = sizes
-    return number
-
+include "handle.pxi"
+include "dataset.pxi"
 
 # -----------------------------------------------------------------------------
 # The collective operations
@@ -451,23 +73,25 @@ cdef tuple prepare(Handle handle, object name, long long n, long long bs, bint w
     return sizes
 
 
-cdef int check_old(Handle handle, bytes path, tuple shape, bint is_complex) except -1:
-    """Only a dataset of the same shape is written over."""
+cdef int check_old(Handle handle, bytes path, tuple shape, object dtype, bint chunked) except -1:
+    """Only a dataset of the same shape, type and kind of storage is written over."""
     cdef Dataset old
     if exists(handle.id, path):
         old = Dataset()
         old.open(handle, path)
-        shape += (2,) if is_complex else ()
+        shape += (2,) if dtype.kind == "c" else ()
         if old.shape() != shape:
             raise LayoutMismatch(f"a dataset of shape {old.shape()} has this name; {shape} does not replace it")
+        if not CHKH5(H5Tequal(old.type, h5type(dtype))) or old.chunked() != chunked:
+            raise LayoutMismatch("a dataset of other numbers has this name")
     return 0
 
 
 cdef int check_fit(Handle handle, Dataset dataset, tuple sizes, object dtype) except -1:
     """Whether arrays of these sizes and this dtype are what was written."""
     wanted = "complex" if dtype.kind == "c" else "integer" if dtype.kind in "iu" else "real"
-    stored = ("complex" if dataset.is_complex else "integer" if dataset.kind == H5T_INTEGER else
-              "real" if dataset.kind == H5T_FLOAT else "other")
+    stored = ("complex" if dataset.is_complex else "integer" if H5Tget_class(dataset.type) == H5T_INTEGER else
+              "real" if H5Tget_class(dataset.type) == H5T_FLOAT else "other")
     if stored != wanted or dataset.ndims == 0:
         raise LayoutMismatch(f"stored are {stored} numbers, to be read are {wanted} ones")
     if dataset.entries() != sum(sizes):
@@ -503,7 +127,7 @@ cdef int write_scalars(Handle handle, object name, const void* data, long long n
         try:
             path = encode(name)
             link = path
-            check_old(handle, path, (sum(sizes) // bs,) + (() if bs == 1 else (bs,)), SCALAR.kind == "c")
+            check_old(handle, path, (sum(sizes) // bs,) + (() if bs == 1 else (bs,)), SCALAR, True)
             with nogil:
                 CHKERR(VecCreateMPIWithArray(handle.comm, <PetscInt> bs, <PetscInt> n, PETSC_DECIDE,
                                              <const PetscScalar*> data, &v))
@@ -544,7 +168,7 @@ cdef int write_entries(Handle handle, object name, object array, long long row) 
             path = encode(name)
             type = h5type(array.dtype)
             shape = (sum(sizes) // max(1, row),) + array.shape[1:]
-            check_old(handle, path, shape, array.dtype.kind == "c")
+            check_old(handle, path, shape, array.dtype, False)
             if not exists(handle.id, path):
                 shape += (2,) if array.dtype.kind == "c" else ()
                 for i, dim in enumerate(shape):
@@ -567,6 +191,46 @@ cdef int write_entries(Handle handle, object name, object array, long long row) 
         end_capture()
         log_end(SAVE, array.nbytes)
     return 0
+
+
+cdef tuple create_rows(Handle handle, object name, int rows, long long limit, object array):
+    cdef Dataset dataset = Dataset()
+    cdef hid_t space, properties, type
+    cdef hsize_t dims[3]
+    cdef long long stride = 0
+    begin_capture()
+    try:
+        sizes = prepare(handle, name, array.size, 1, writing=True)
+        error = None
+        try:
+            is_complex = array.dtype.kind == "c"
+            type = h5type(array.dtype)
+            stride = sum(sizes) * array.itemsize
+            dims[0] = max(1, min(rows, limit // max(1, stride)))
+            dims[1] = sum(sizes)
+            dims[2] = 2
+            path = encode(name)
+            # At its final place from the start, and never touched by HDF5 itself.
+            properties = CHKH5(H5Pcreate(H5P_DATASET_CREATE))
+            CHKH5(H5Pset_layout(properties, H5D_CONTIGUOUS))
+            CHKH5(H5Pset_alloc_time(properties, H5D_ALLOC_TIME_EARLY))
+            CHKH5(H5Pset_fill_time(properties, H5D_FILL_TIME_NEVER))
+            space = CHKH5(H5Screate_simple(3 if is_complex else 2, dims, NULL))
+            dataset.id = H5Dcreate2(handle.id, path, type, space, H5P_DEFAULT, properties, H5P_DEFAULT)
+            H5Sclose(space)
+            H5Pclose(properties)
+            CHKH5(dataset.id)
+            dataset.mark(b"timestepping", 1)  # PETSc's own marks: VecLoad finds its way
+            if is_complex:
+                dataset.mark(b"complex", 1)
+            dataset.mark(LAYOUT, layout_number(handle, sizes))
+        except Exception as exc:
+            error = blame(handle, exc, name)
+        handle.settle(error)
+        first = H5Dget_offset(dataset.id) + sum(sizes[:handle.rank]) * array.itemsize if stride else 0
+        return first, stride, dims[0]
+    finally:
+        end_capture()
 
 
 cdef int read_entries(Handle handle, object name, void* data, long long n, object dtype) except -1:
@@ -592,86 +256,6 @@ cdef int read_entries(Handle handle, object name, void* data, long long n, objec
         end_capture()
         log_end(LOAD, n * dtype.itemsize)
     return 0
-
-
-cdef Handle open_handle(object comm, str path, str mode, bint collective):
-    """Open path, or raise the same exception on every rank of comm. Collective."""
-    cdef Handle handle = Handle()
-    cdef bytes name = os.fsencode(path)
-    cdef const char* cname = name
-    cdef PetscFileMode how
-    cdef int fresh
-    if not isinstance(comm, Comm) or comm == MPI.COMM_NULL:
-        raise ClosedFile(f"{comm!r} is no communicator", file=path)
-    handle.path = path
-    handle.mode = mode
-    begin_capture()
-    try:
-        CHKERR(PetscCommDuplicate((<Comm> comm).ob_mpi, &handle.comm, NULL))
-        CHKMPI(mpi.MPI_Comm_rank(handle.comm, &handle.rank))
-        CHKMPI(mpi.MPI_Comm_size(handle.comm, &handle.size))
-        try:
-            reap(handle)
-            fresh = agree_on_file(handle, mode)
-            how = (FILE_MODE_WRITE if fresh else FILE_MODE_READ if mode == "r" else FILE_MODE_APPEND)
-            error = None
-            try:
-                with nogil:
-                    CHKERR(PetscViewerHDF5Open(handle.comm, cname, how, &handle.viewer))
-                    # PETSc has read -viewer_hdf5_sp_output and -viewer_hdf5_collective, which are
-                    # meant for the user's other viewers: a checkpoint keeps its precision.
-                    CHKERR(PetscViewerHDF5SetSPOutput(handle.viewer, PETSC_FALSE))
-                    CHKERR(PetscViewerHDF5SetCollective(handle.viewer, <PetscBool> collective))
-                    CHKERR(PetscViewerHDF5GetFileId(handle.viewer, &handle.id))
-                    if collective:
-                        handle.dxpl = CHKH5(H5Pcreate(H5P_DATASET_XFER))
-                        CHKH5(H5Pset_dxpl_mpio(handle.dxpl, H5FD_MPIO_COLLECTIVE))
-            except StorageError as exc:
-                # The path was there and could be opened, so what HDF5 objects to is its content.
-                error = (exc if fresh else NotHDF5(exc.cause))
-                error.file = path
-            handle.settle(error)
-        except BaseException:
-            if handle.viewer != NULL:
-                PetscViewerDestroy(&handle.viewer)
-                handle.viewer = NULL
-            PetscCommDestroy(&handle.comm)
-            raise
-    finally:
-        end_capture()
-    files.append(handle)
-    return handle
-
-
-cdef int agree_on_file(Handle handle, str mode) except -1:
-    """Whether to create the file, once every rank can open it. Collective.
-
-    MPI-IO and HDF5 go on where some ranks see a file and others don't, and then hang.
-    """
-    cdef int fresh = mode == "w"
-    flags = os.O_RDONLY if mode == "r" else os.O_RDWR
-    for turn in (handle.rank == 0, handle.rank > 0):  # rank 0 creates, then the others look
-        error = None
-        if turn:
-            try:
-                if handle.rank == 0 and mode == "a":
-                    fresh = not os.path.exists(handle.path)
-                create = os.O_CREAT if fresh and handle.rank == 0 else 0
-                os.close(os.open(handle.path, flags | create, 0o600))
-                if os.path.isdir(handle.path):  # which can be opened for reading
-                    raise IsADirectoryError(_errno.EISDIR, os.strerror(_errno.EISDIR))
-            except OSError as exc:
-                kind = (FileNotFound if exc.errno in (_errno.ENOENT, _errno.ENOTDIR) else
-                        NoAccess if exc.errno in (_errno.EACCES, _errno.EPERM, _errno.EROFS) else
-                        TransferError)
-                error = kind(exc.strerror, handle.path, errno=exc.errno)
-        handle.settle(error)
-        if handle.size == 1:
-            break
-    if mode == "a" and handle.size > 1:
-        with nogil:
-            CHKMPI(mpi.MPI_Bcast(&fresh, 1, mpi.MPI_INT, 0, handle.comm))
-    return fresh
 
 
 # -----------------------------------------------------------------------------
@@ -863,6 +447,37 @@ cdef class VecFile:
         if not (array.flags.c_contiguous and array.flags.writeable):
             refuse(checked(self), LayoutMismatch("the array to fill is not C-contiguous and writeable"), name)
         read_entries(checked(self), name, <void*> data, array.size, array.dtype)
+
+    def create_rows(self, name, rows, array, *, limit=2**28):
+        """Make a dataset for arrays like `array`, one in each row, at its final place in the file.
+
+        Collective on the file's communicator.  Nothing is written: each rank moves its own
+        part of a row by itself (:class:`localckpt._rows.Pool`).  To PETSc row k is timestep k
+        (``PetscViewerHDF5PushTimestepping``) of a Vec.
+
+        Parameters
+        ----------
+        name : str
+        rows : int
+        array : numpy.ndarray
+            As large as this rank's part of a row.
+        limit : int, optional
+            Make fewer rows, but at least one, where they would take more bytes than this.
+
+        Returns
+        -------
+        first : int
+            Where in the file this rank's part of row 0 is.
+        stride : int
+            Bytes from one row to the next.
+        rows : int
+
+        Raises
+        ------
+        NoAccess, ClosedFile, TransferError
+            On every rank of the file's communicator.
+        """
+        return create_rows(checked(self), name, rows, limit, array)
 
     # ------------------------------------------------------------------ looking
 

@@ -19,7 +19,8 @@ cdef extern from "hdf5.h" nogil:
     H5T_class_t H5T_INTEGER
     int H5F_SCOPE_GLOBAL, H5S_SELECT_SET, H5S_SCALAR, H5E_WALK_UPWARD
     int H5_INDEX_NAME, H5_ITER_INC, H5FD_MPIO_COLLECTIVE
-    hid_t H5P_DATASET_XFER, H5P_LINK_CREATE
+    hid_t H5P_DATASET_XFER, H5P_DATASET_CREATE
+    int H5D_CHUNKED, H5D_CONTIGUOUS, H5D_ALLOC_TIME_EARLY, H5D_FILL_TIME_NEVER
     hid_t H5T_NATIVE_FLOAT, H5T_NATIVE_DOUBLE, H5T_NATIVE_UINT8
     hid_t H5T_NATIVE_INT8, H5T_NATIVE_INT16, H5T_NATIVE_INT32, H5T_NATIVE_INT64
     hid_t H5T_NATIVE_UINT16, H5T_NATIVE_UINT32, H5T_NATIVE_UINT64
@@ -51,6 +52,8 @@ cdef extern from "hdf5.h" nogil:
     hid_t H5Dopen2(hid_t, const char*, hid_t)
     hid_t H5Dget_space(hid_t)
     hid_t H5Dget_type(hid_t)
+    hid_t H5Dget_create_plist(hid_t)
+    unsigned long long H5Dget_offset(hid_t)
     herr_t H5Dread(hid_t, hid_t, hid_t, hid_t, hid_t, void*)
     herr_t H5Dwrite(hid_t, hid_t, hid_t, hid_t, hid_t, const void*)
     herr_t H5Dclose(hid_t)
@@ -62,6 +65,7 @@ cdef extern from "hdf5.h" nogil:
     herr_t H5Sselect_none(hid_t)
     herr_t H5Sclose(hid_t)
     H5T_class_t H5Tget_class(hid_t)
+    htri_t H5Tequal(hid_t, hid_t)
     herr_t H5Tclose(hid_t)
     # H5A
     htri_t H5Aexists(hid_t, const char*)
@@ -74,3 +78,7 @@ cdef extern from "hdf5.h" nogil:
     hid_t H5Pcreate(hid_t)
     herr_t H5Pset_dxpl_mpio(hid_t, int)
     herr_t H5Pclose(hid_t)
+    int H5Pget_layout(hid_t)
+    herr_t H5Pset_layout(hid_t, int)
+    herr_t H5Pset_alloc_time(hid_t, int)
+    herr_t H5Pset_fill_time(hid_t, int)

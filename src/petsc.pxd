@@ -40,9 +40,6 @@ cdef extern from "petscerror.h" nogil:
 
 cdef extern from "petsclog.h" nogil:
     ctypedef int PetscLogEvent
-    ctypedef double PetscLogDouble
-    PetscLogDouble petsc_send_ct     # messages sent so far, and their bytes
-    PetscLogDouble petsc_send_len
     PetscErrorCode PetscClassIdRegister(const char*, PetscClassId*)
     PetscErrorCode PetscLogEventRegister(const char*, PetscClassId, PetscLogEvent*)
     PetscErrorCode PetscLogEventBegin(PetscLogEvent, PetscObject, PetscObject, PetscObject, PetscObject)

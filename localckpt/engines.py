@@ -1,0 +1,177 @@
+"""How a store's arrays get into its file, and back.
+
+Both engines write files that ``VecLoad``, h5py and h5dump read.
+"""
+
+from collections import defaultdict
+
+import numpy as np
+
+from localckpt._rows import Descriptor, Pool
+from localckpt.places import agree
+
+__all__ = ["DirectEngine", "ViewerEngine"]
+
+
+def more(rows):
+    """How many rows to add to so many: few agreements and little space to spare."""
+    return min(max(4, rows // 4), 250)
+
+
+class DirectEngine:
+    """Rows of contiguous datasets, moved by ``pwrite`` and ``pread`` without MPI or HDF5.
+
+    Each rank moves its own part of a row and chooses the row by itself. Where several ranks
+    share the file they agree, at every so many saves of a key, that each of them has rows
+    left until the next agreement: drops, repeats and garbage collection differ from rank
+    to rank, the sequence of saves does not.
+
+    Parameters
+    ----------
+    file : localckpt.VecFile
+        Open for writing.
+    recycle : bool
+        Whether rows that nobody holds are written over.
+    """
+
+    def __init__(self, file, recycle):
+        self.file = file
+        self.recycle = recycle
+        self.descriptor = Descriptor(file.path)
+        self.pools: dict[str, Pool] = {}
+        self.chunks: defaultdict[str, int] = defaultdict(int)
+
+    def agree(self, key, array):
+        """Have rows for the next saves of `key`. Collective on the file's communicator."""
+        pool = self.pools.get(key) or self.grow(key, array)
+        if pool.due == 0:
+            wanted = more(pool.rows)
+            enough = np.array([pool.free >= wanted], dtype=np.uint8)
+            self.file.agree(enough)
+            if not enough[0]:
+                self.grow(key, array)
+            pool.due = min(wanted, pool.rows)
+        pool.due -= 1
+
+    def grow(self, key, array):
+        """Add rows to a key, their disk space reserved. Collective on the file's communicator."""
+        pool = self.pools.setdefault(key, Pool(self.descriptor, self.recycle))
+        rows = more(pool.rows)
+        while True:
+            number = self.chunks[key]
+            self.chunks[key] += 1
+            first, stride, rows = self.file.create_rows(f"{key}.{number}" if number else key, rows, array)
+            error = None
+            if self.file.comm.rank == 0:
+                try:
+                    self.descriptor.reserve(first, rows * stride)
+                except OSError as exc:
+                    error = exc
+            try:
+                agree(self.file.comm, error)
+                break
+            except OSError:
+                if rows == 1:
+                    raise
+                rows = 1  # the last ones that fit
+        pool.add(first, stride, rows)
+        if pool.due == 0:
+            pool.due = rows
+        return pool
+
+    def write(self, key, array):
+        """Store `array` in a row of its own. Not collective if :meth:`agree` was.
+
+        Returns
+        -------
+        localckpt._rows.Row
+        """
+        pool = self.pools.get(key) or self.grow(key, array)
+        row = pool.claim() or self.grow(key, array).claim()
+        row.write(array)
+        return row
+
+    def retire(self):
+        """Nothing more will be written: rows need no more than the descriptor. Not collective."""
+        self.file.drop()
+
+
+class ViewerRow:
+    """A dataset; free again when nobody holds this."""
+
+    __slots__ = ("engine", "key", "number")
+
+    def __init__(self, engine, key, number):
+        self.engine, self.key, self.number = engine, key, number
+
+    def read(self, array):
+        """Fill `array`. Collective on the file's communicator."""
+        self.engine.file.read_array(f"{self.key}_{self.number}", array)
+
+    def __del__(self):
+        self.engine.release(self.key, self.number)
+
+
+class ViewerEngine:
+    """A dataset for each array, by ``VecView`` and PETSc's HDF5 viewer.
+
+    Every save and restore is collective on the file's communicator. Saves come in the same
+    sequence on all its ranks, but rows die when each rank's interpreter gets to it: one is
+    taken again only once all ranks have agreed that it is free.
+
+    Parameters
+    ----------
+    file : localckpt.VecFile
+        Open for writing.
+    recycle : bool
+        Whether datasets that nobody holds are written over.
+    """
+
+    def __init__(self, file, recycle):
+        self.file = file
+        self.recycle = recycle
+        self.retired = False
+        self.live = 0
+        self.count: defaultdict[str, int] = defaultdict(int)       # datasets of a key, the same on all ranks
+        self.agreed: defaultdict[str, list] = defaultdict(list)    # those that all ranks know to be free
+        self.dropped: defaultdict[str, set] = defaultdict(set)     # those that this rank no longer needs
+
+    def claim(self, key):
+        """The number of a free dataset. Collective on the file's communicator."""
+        agreed, dropped = self.agreed[key], self.dropped[key]
+        if not agreed and self.recycle:
+            free = np.zeros(self.count[key], dtype=np.uint8)
+            free[list(dropped)] = 1
+            self.file.agree(free)
+            agreed.extend(np.flatnonzero(free)[::-1].tolist())
+            dropped.difference_update(agreed)
+        if not agreed:
+            new = more(self.count[key])
+            agreed.extend(range(self.count[key] + new - 1, self.count[key] - 1, -1))
+            self.count[key] += new
+        return agreed.pop()
+
+    def release(self, key, number):
+        """Note that this rank no longer needs a dataset. Not collective."""
+        self.live -= 1
+        self.dropped[key].add(number)
+        if self.retired and self.live == 0:
+            self.file.drop()
+
+    def write(self, key, array):
+        """Store `array` in a dataset of its own. Collective on the file's communicator.
+
+        Returns
+        -------
+        ViewerRow
+        """
+        self.live += 1
+        row = ViewerRow(self, key, self.claim(key))
+        self.file.write_array(f"{key}_{row.number}", array)
+        return row
+
+    def retire(self):
+        """Nothing more will be written: the file goes with its last row. Not collective."""
+        self.retired = True
+        if self.live == 0:
+            self.file.drop()

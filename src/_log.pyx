@@ -1,0 +1,42 @@
+# cython: language_level=3
+"""PETSc's log events for saving and loading.
+
+``-log_view`` shows their count and time, and the bytes as it shows those of messages
+(columns Mess and AvgLen).
+"""
+
+from petsc cimport (PetscClassId, PetscClassIdRegister, PetscLogEventBegin, PetscLogEventEnd,
+                    PetscLogEventRegister)
+from localckpt._errors cimport CHKERR
+
+cdef extern from *:
+    """
+    #include <petsclog.h>
+    #if defined(PETSC_USE_LOG)  /* both counters exist only in a PETSc with logging */
+      #define count_message(nbytes) (petsc_send_ct += 1, petsc_send_len += (nbytes))
+    #else
+      #define count_message(nbytes) ((void)(nbytes))
+    #endif
+    """
+    void count_message(long long) noexcept nogil
+
+
+def _register_events():
+    cdef PetscClassId package = 0
+    CHKERR(PetscClassIdRegister(b"localckpt", &package))
+    CHKERR(PetscLogEventRegister(b"localckptSave", package, &SAVE))
+    CHKERR(PetscLogEventRegister(b"localckptLoad", package, &LOAD))
+
+
+from petsc4py import PETSc  # noqa: F401,E402  (starts PETSc, with which events are registered)
+
+_register_events()
+
+
+cdef void log_begin(PetscLogEvent event) noexcept nogil:
+    PetscLogEventBegin(event, NULL, NULL, NULL, NULL)
+
+
+cdef void log_end(PetscLogEvent event, long long nbytes) noexcept nogil:
+    count_message(nbytes)
+    PetscLogEventEnd(event, NULL, NULL, NULL, NULL)

@@ -1,0 +1,218 @@
+# Names, datasets and layouts inside a file. Part of _vecfile.pyx.
+
+cdef bytes LAYOUTS = b"%layouts"         # no encoded name starts like this
+cdef bytes LAYOUT = b"localckpt_layout"  # attribute of a dataset: its number in there
+
+
+cdef bytes encode(object name):
+    """The HDF5 link name for any string: '/' would make groups, '.' means 'here'."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"a dataset name is a non-empty string, not {name!r}")
+    name = name.replace("%", "%25").replace("/", "%2F").replace("\0", "%00")
+    return ("%2E" if name == "." else name).encode(errors="surrogateescape")
+
+
+cdef str decode(bytes link):
+    name = link.decode(errors="surrogateescape")
+    return (name.replace("%2E", ".").replace("%00", "\0").replace("%2F", "/").replace("%25", "%"))
+
+
+cdef bint exists(hid_t where, bytes path):
+    """Whether every link along path is there."""
+    cdef bytes part = b""
+    for piece in path.strip(b"/").split(b"/"):
+        part += piece
+        if H5Lexists(where, part, H5P_DEFAULT) <= 0:
+            return False
+        part += b"/"
+    return True
+
+
+cdef herr_t add_name(hid_t group, const char* path, const void* info, void* names) noexcept with gil:
+    cdef hid_t thing = H5Oopen(group, path, H5P_DEFAULT)
+    cdef bytes link = path
+    if thing >= 0:
+        if H5Iget_type(thing) == H5I_DATASET and not link.startswith(LAYOUTS):
+            (<list> names).append(decode(link))
+        H5Oclose(thing)
+    return 0
+
+
+# -----------------------------------------------------------------------------
+# Datasets
+# -----------------------------------------------------------------------------
+
+cdef class Dataset:
+    """An open dataset and what there is to know of it."""
+
+    cdef hid_t id, space, type
+    cdef int ndims, is_complex
+    cdef hsize_t dims[MAXDIM]
+    cdef int32_t layout
+
+    def __cinit__(self):
+        self.id = self.space = self.type = -1
+        self.layout = -1
+
+    cdef int open(self, Handle handle, bytes path) except -1:
+        self.id = CHKH5(H5Dopen2(handle.id, path, H5P_DEFAULT))
+        self.space = CHKH5(H5Dget_space(self.id))
+        self.ndims = <int> CHKH5(H5Sget_simple_extent_ndims(self.space))
+        if self.ndims > 0:
+            CHKH5(H5Sget_simple_extent_dims(self.space, self.dims, NULL))
+        self.type = CHKH5(H5Dget_type(self.id))
+        self.layout = self.attribute(LAYOUT, -1)
+        self.is_complex = self.attribute(b"complex", 0)  # PETSc's own mark
+        return 0
+
+    cdef int32_t attribute(self, bytes name, int32_t value) except? -2:
+        cdef hid_t attribute
+        if CHKH5(H5Aexists(self.id, name)):
+            attribute = CHKH5(H5Aopen(self.id, name, H5P_DEFAULT))
+            CHKH5(H5Aread(attribute, H5T_NATIVE_INT32, &value))
+            H5Aclose(attribute)
+        return value
+
+    cdef int mark(self, bytes name, int32_t value) except -1:
+        """Set an integer attribute. Collective."""
+        cdef hid_t space, attribute
+        if CHKH5(H5Aexists(self.id, name)):
+            attribute = CHKH5(H5Aopen(self.id, name, H5P_DEFAULT))
+        else:
+            space = CHKH5(H5Screate(H5S_SCALAR))
+            attribute = H5Acreate2(self.id, name, H5T_NATIVE_INT32, space, H5P_DEFAULT, H5P_DEFAULT)
+            H5Sclose(space)
+            CHKH5(attribute)
+        CHKH5(H5Awrite(attribute, H5T_NATIVE_INT32, &value))
+        H5Aclose(attribute)
+        return 0
+
+    def shape(self):
+        return tuple([self.dims[i] for i in range(self.ndims)])
+
+    cdef long long entries(self):
+        """Numbers in all: a complex one counts once."""
+        cdef long long n = 1
+        for i in range(self.ndims):
+            n *= self.dims[i]
+        return n // 2 if self.is_complex else n
+
+    cdef int move(self, hid_t type, hid_t dxpl, void* data, long long first, long long n,
+                  bint writing) except -1 nogil:
+        """Move entries [first, first + n) between data and the file, in whole rows."""
+        cdef hsize_t start[MAXDIM]
+        cdef hsize_t count[MAXDIM]
+        cdef hsize_t row = 1, reals
+        cdef hid_t memory
+        cdef herr_t status
+        cdef int i
+        reals = <hsize_t> n * (2 if self.is_complex else 1)
+        for i in range(1, self.ndims):
+            start[i] = 0
+            count[i] = self.dims[i]
+            row *= self.dims[i]
+        start[0] = (<hsize_t> first * (2 if self.is_complex else 1)) // row if row else 0
+        count[0] = reals // row if row else 0
+        memory = CHKH5(H5Screate_simple(1, &reals, NULL))
+        if reals == 0:
+            status = H5Sselect_none(self.space)
+            H5Sselect_none(memory)
+        else:
+            status = H5Sselect_hyperslab(self.space, H5S_SELECT_SET, start, NULL, count, NULL)
+        if status >= 0:
+            if writing:
+                status = H5Dwrite(self.id, type, memory, self.space, dxpl, data)
+            else:
+                status = H5Dread(self.id, type, memory, self.space, dxpl, data)
+        CHKH5(status)
+        CHKH5(H5Sclose(memory))
+        return 0
+
+    cdef bint chunked(self) except -1:
+        """Whether it is stored as VecView does it, who writes over no other."""
+        cdef hid_t properties = CHKH5(H5Dget_create_plist(self.id))
+        cdef int layout = H5Pget_layout(properties)
+        H5Pclose(properties)
+        return layout == H5D_CHUNKED
+
+    def __dealloc__(self):
+        if self.type >= 0:
+            H5Tclose(self.type)
+        if self.space >= 0:
+            H5Sclose(self.space)
+        if self.id >= 0:
+            H5Dclose(self.id)
+
+
+cdef hid_t h5type(object dtype) except? -1:
+    """HDF5's type for a NumPy dtype; a complex number is two reals."""
+    cdef hid_t type = -1
+    dtype = np.dtype(dtype)
+    if dtype.isnative:
+        key = (dtype.kind, dtype.itemsize // (2 if dtype.kind == "c" else 1))
+        if key in (("f", 4), ("c", 4)):
+            type = H5T_NATIVE_FLOAT
+        elif key in (("f", 8), ("c", 8)):
+            type = H5T_NATIVE_DOUBLE
+        elif key in (("i", 1), ("i", 2), ("i", 4), ("i", 8)):
+            type = [H5T_NATIVE_INT8, H5T_NATIVE_INT16, H5T_NATIVE_INT32, H5T_NATIVE_INT64][key[1].bit_length() - 1]
+        elif key in (("u", 1), ("u", 2), ("u", 4), ("u", 8)):
+            type = [H5T_NATIVE_UINT8, H5T_NATIVE_UINT16, H5T_NATIVE_UINT32, H5T_NATIVE_UINT64][key[1].bit_length() - 1]
+    if type < 0:
+        raise TypeError(f"cannot store NumPy arrays of dtype {dtype!r}")
+    return type
+
+
+cdef bytes find(Handle handle, object name):
+    """Where name is: under its encoded name, or at that path in a file of PETSc's."""
+    path = encode(name)
+    if exists(handle.id, path):
+        return path
+    path = name.encode(errors="surrogateescape")
+    if b"\0" not in path and path.strip(b"/.") and exists(handle.id, path):
+        return path
+    raise UnknownDataset("no such dataset")
+
+
+cdef tuple layout_sizes(Handle handle, int32_t number):
+    """The sizes of all ranks in layout `number`."""
+    cdef Dataset table
+    cdef int64_t[::1] sizes
+    if number not in handle.layouts:
+        table = Dataset()
+        table.open(handle, LAYOUTS + b"/%d" % number)
+        sizes = np.empty(max(1, table.entries()), dtype=np.int64)
+        table.move(H5T_NATIVE_INT64, H5P_DEFAULT, &sizes[0], 0, table.entries(), False)
+        handle.layouts[number] = tuple(np.asarray(sizes)[:table.entries()].tolist())
+        handle.layouts[handle.layouts[number]] = number
+    return handle.layouts[number]
+
+
+cdef int layout_number(Handle handle, tuple sizes) except -1:
+    """The number of the layout with these sizes, recorded if it is new. Collective."""
+    cdef Dataset table
+    cdef hid_t space, group
+    cdef hsize_t n = len(sizes)
+    cdef int64_t[::1] values
+    if sizes in handle.layouts:
+        return handle.layouts[sizes]
+    if not exists(handle.id, LAYOUTS):
+        group = CHKH5(H5Gcreate2(handle.id, LAYOUTS, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT))
+        H5Gclose(group)
+    number = 0
+    while exists(handle.id, LAYOUTS + b"/%d" % number):  # of an earlier opening of this file
+        if layout_sizes(handle, number) == sizes:
+            return number
+        number += 1
+    table = Dataset()
+    space = CHKH5(H5Screate_simple(1, &n, NULL))
+    table.id = H5Dcreate2(handle.id, LAYOUTS + b"/%d" % number, H5T_NATIVE_INT64, space,
+                          H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT)
+    H5Sclose(space)
+    CHKH5(table.id)
+    if handle.rank == 0:
+        values = np.array(sizes, dtype=np.int64)
+        CHKH5(H5Dwrite(table.id, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, &values[0]))
+    handle.layouts[sizes] = number
+    handle.layouts[number] = sizes
+    return number

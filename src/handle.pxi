@@ -1,0 +1,202 @@
+# Open files: their communicators, opening and closing. Part of _vecfile.pyx.
+
+cdef class Handle:
+    """PETSc's viewer, its HDF5 id and PETSc's own duplicate of the communicator.
+
+    Apart from :class:`VecFile` so that it outlives one that was dropped: closing is
+    collective, and garbage collection is not.
+    """
+
+    cdef mpi.MPI_Comm comm
+    cdef int rank, size
+    cdef PetscViewer viewer
+    cdef hid_t id, dxpl
+    cdef int dropped
+    cdef readonly str path, mode
+    cdef dict layouts  # number -> sizes of all ranks, and back
+
+    def __cinit__(self):
+        self.viewer = NULL
+        self.dxpl = H5P_DEFAULT
+        self.layouts = {}
+
+    cdef settle(self, error):
+        """Raise the error of the lowest failing rank on every rank. Collective."""
+        cdef int first = self.size if error is None else self.rank
+        cdef int n = 0
+        cdef char* buffer
+        if self.size == 1:
+            if error is not None:
+                raise error
+            return
+        with nogil:
+            CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &first, 1, mpi.MPI_INT, mpi.MPI_MIN, self.comm))
+        if first == self.size:
+            return
+        payload = b""
+        if first == self.rank:
+            if isinstance(error, StorageError) and error.rank is None:
+                error.rank = self.rank
+            payload = pickle.dumps(error)
+        n = len(payload)
+        with nogil:
+            CHKMPI(mpi.MPI_Bcast(&n, 1, mpi.MPI_INT, first, self.comm))
+        payload = payload or bytes(n)
+        buffer = payload
+        with nogil:
+            CHKMPI(mpi.MPI_Bcast(buffer, n, mpi.MPI_CHAR, first, self.comm))
+        raise pickle.loads(payload)
+
+    cdef tuple exchange(self, long long n):
+        """Everybody's number of entries. Collective."""
+        cdef int64_t mine = n
+        cdef int64_t[::1] sizes
+        if self.size == 1:
+            return (n,)
+        sizes = np.empty(self.size, dtype=np.int64)
+        with nogil:
+            CHKMPI(mpi.MPI_Allgather(&mine, 1, mpi.MPI_INT64_T, &sizes[0], 1, mpi.MPI_INT64_T, self.comm))
+        return tuple(sizes)
+
+    cdef int close(self) except -1:
+        """Give everything back. Collective where there are several ranks."""
+        cdef PetscViewer viewer = self.viewer
+        cdef hid_t dxpl = self.dxpl
+        error = None
+        if viewer == NULL:
+            return 0
+        self.viewer = NULL
+        files.remove(self)
+        begin_capture()
+        try:
+            with nogil:
+                if dxpl != H5P_DEFAULT:
+                    CHKH5(H5Pclose(dxpl))
+                CHKERR(PetscViewerDestroy(&viewer))
+        except StorageError as exc:
+            exc.file = self.path
+            error = exc
+        finally:
+            end_capture()
+        try:
+            self.settle(error)
+        finally:
+            PetscCommDestroy(&self.comm)
+        return 0
+
+
+# Every file that is open in this process, in the order of opening. Opening is collective,
+# so on each communicator all its ranks have the same files here in the same order.
+files = []
+
+
+cdef reap(Handle new):
+    """Close the files of new's communicator that every rank has dropped. Collective."""
+    cdef int n
+    cdef int[::1] dropped
+    cdef Handle old
+    mine = [old for old in files if (<Handle> old).comm == new.comm and old is not new]
+    if not mine:
+        return
+    dropped = np.array([(<Handle> old).dropped for old in mine], dtype=np.intc)
+    n = len(mine)
+    if new.size > 1:
+        with nogil:
+            CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &dropped[0], n, mpi.MPI_INT, mpi.MPI_MIN, new.comm))
+    for i, old in enumerate(mine):
+        if dropped[i]:
+            old.close()
+
+
+@atexit.register
+def _close_all():
+    cdef Handle handle
+    cdef PetscBool gone = PETSC_FALSE
+    PetscFinalized(&gone)
+    if gone or MPI.Is_finalized():
+        return
+    for handle in list(files):
+        try:
+            handle.close()
+        except StorageError as exc:
+            warnings.warn(f"closing at exit: {exc}", ResourceWarning)
+
+
+cdef Handle open_handle(object comm, str path, str mode, bint collective):
+    """Open path, or raise the same exception on every rank of comm. Collective."""
+    cdef Handle handle = Handle()
+    cdef bytes name = os.fsencode(path)
+    cdef const char* cname = name
+    cdef PetscFileMode how
+    cdef int fresh
+    if not isinstance(comm, Comm) or comm == MPI.COMM_NULL:
+        raise ClosedFile(f"{comm!r} is no communicator", file=path)
+    handle.path = path
+    handle.mode = mode
+    begin_capture()
+    try:
+        CHKERR(PetscCommDuplicate((<Comm> comm).ob_mpi, &handle.comm, NULL))
+        CHKMPI(mpi.MPI_Comm_rank(handle.comm, &handle.rank))
+        CHKMPI(mpi.MPI_Comm_size(handle.comm, &handle.size))
+        try:
+            reap(handle)
+            fresh = agree_on_file(handle, mode)
+            how = (FILE_MODE_WRITE if fresh else FILE_MODE_READ if mode == "r" else FILE_MODE_APPEND)
+            error = None
+            try:
+                with nogil:
+                    CHKERR(PetscViewerHDF5Open(handle.comm, cname, how, &handle.viewer))
+                    # PETSc has read -viewer_hdf5_sp_output and -viewer_hdf5_collective, which are
+                    # meant for the user's other viewers: a checkpoint keeps its precision.
+                    CHKERR(PetscViewerHDF5SetSPOutput(handle.viewer, PETSC_FALSE))
+                    CHKERR(PetscViewerHDF5SetCollective(handle.viewer, <PetscBool> collective))
+                    CHKERR(PetscViewerHDF5GetFileId(handle.viewer, &handle.id))
+                    if collective:
+                        handle.dxpl = CHKH5(H5Pcreate(H5P_DATASET_XFER))
+                        CHKH5(H5Pset_dxpl_mpio(handle.dxpl, H5FD_MPIO_COLLECTIVE))
+            except StorageError as exc:
+                # The path was there and could be opened, so what HDF5 objects to is its content.
+                error = (exc if fresh else NotHDF5(exc.cause))
+                error.file = path
+            handle.settle(error)
+        except BaseException:
+            if handle.viewer != NULL:
+                PetscViewerDestroy(&handle.viewer)
+                handle.viewer = NULL
+            PetscCommDestroy(&handle.comm)
+            raise
+    finally:
+        end_capture()
+    files.append(handle)
+    return handle
+
+
+cdef int agree_on_file(Handle handle, str mode) except -1:
+    """Whether to create the file, once every rank can open it. Collective.
+
+    MPI-IO and HDF5 go on where some ranks see a file and others don't, and then hang.
+    """
+    cdef int fresh = mode == "w"
+    flags = os.O_RDONLY if mode == "r" else os.O_RDWR
+    for turn in (handle.rank == 0, handle.rank > 0):  # rank 0 creates, then the others look
+        error = None
+        if turn:
+            try:
+                if handle.rank == 0 and mode == "a":
+                    fresh = not os.path.exists(handle.path)
+                create = os.O_CREAT if fresh and handle.rank == 0 else 0
+                os.close(os.open(handle.path, flags | create, 0o600))
+                if os.path.isdir(handle.path):  # which can be opened for reading
+                    raise IsADirectoryError(_errno.EISDIR, os.strerror(_errno.EISDIR))
+            except OSError as exc:
+                kind = (FileNotFound if exc.errno in (_errno.ENOENT, _errno.ENOTDIR) else
+                        NoAccess if exc.errno in (_errno.EACCES, _errno.EPERM, _errno.EROFS) else
+                        TransferError)
+                error = kind(exc.strerror, handle.path, errno=exc.errno)
+        handle.settle(error)
+        if handle.size == 1:
+            break
+    if mode == "a" and handle.size > 1:
+        with nogil:
+            CHKMPI(mpi.MPI_Bcast(&fresh, 1, mpi.MPI_INT, 0, handle.comm))
+    return fresh
