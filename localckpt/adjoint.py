@@ -28,7 +28,7 @@ from firedrake.adjoint_utils.checkpointing import (
     stop_disk_checkpointing,
 )
 from mpi4py import MPI
-from pyadjoint import get_working_tape
+from pyadjoint import OverloadedType, get_working_tape
 from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
@@ -155,6 +155,16 @@ class DiskCheckpointer(TapePackageData):
         """
         return self._functions.save(function)
 
+    def save_mesh(self, mesh):
+        """A checkpoint of a mesh's coordinates. Firedrake's tape makes one in every timestep.
+
+        On disk like any Function; in memory the same one as long as they do not change.
+        Communicates on `checkpoint_comm`, if at all.
+        """
+        if disk_checkpointing():
+            return MeshCheckpoint(self.save(mesh.coordinates))
+        return self._functions.copy(mesh.coordinates)
+
     def shared_mesh_file(self):
         """The file that ``checkpointable_mesh`` goes through. Collective on `comm`.
 
@@ -248,6 +258,21 @@ class LocalCheckpoint(fd.CheckpointFunction):
     def restore(self):
         """Read the Function back, with the name and count of the saved one."""
         return self._saved.load()
+
+
+class MeshCheckpoint(fd.CheckpointBase, OverloadedType):
+    """The coordinates of a mesh in localckpt's store."""
+
+    def __init__(self, saved):
+        saved.count = None  # two Functions of one count would be one coefficient to UFL
+        self._saved = saved
+
+    def restore(self):
+        """Read the coordinates back as a new Function."""
+        return self._saved.load()
+
+    def _ad_restore_at_checkpoint(self, checkpoint):
+        return checkpoint.restore()
 
 
 seam.install(DiskCheckpointer, LocalCheckpoint)

@@ -7,12 +7,15 @@ space's leaves out dofs.
 
 import weakref
 from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from firedrake import Function
 from firedrake.utils import ScalarType
 from mpi4py import MPI
 from pyop2 import op2
+from xxhash import xxh3_128_digest
 
 from localckpt._vecfile import VecFile
 
@@ -59,10 +62,19 @@ def new_function(V, cls, arrays, valid, **kwargs):
     return f
 
 
+@dataclass(slots=True)
 class SavedFunction:
     """A stored Function: all that it takes to make it again."""
 
-    __slots__ = ("store", "rows", "parts", "halo", "dtype", "function_space", "cls", "name", "count")
+    store: Any
+    rows: list
+    parts: list[Part]
+    halo: bool
+    dtype: np.dtype
+    function_space: Any
+    cls: type
+    name: str
+    count: int | None
 
     def load(self):
         """A new Function with the values, name and count of the saved one.
@@ -93,6 +105,7 @@ class FunctionStore:
         # Keys are held by their mesh: they go when the mesh goes.
         self._keys: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
         self._taken: defaultdict[str, int] = defaultdict(int)
+        self._copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
     def save(self, function):
         """Store a Function or Cofunction, with its halos if they are valid.
@@ -112,18 +125,27 @@ class FunctionStore:
         V = function.function_space()
         parts = self._parts.get(id(V)) or self._learn(V)
         dat = function.dat
-        saved = SavedFunction()
-        saved.store = self.store
-        saved.parts = parts
-        saved.halo = getattr(dat, "halo_valid", True)  # the same on every rank
-        saved.dtype = dtype = dat.dtype
-        saved.function_space = V
-        saved.cls = type(function)
-        saved.name = function.name()
-        saved.count = function.count()
+        dtype = dat.dtype
+        halo = getattr(dat, "halo_valid", True)  # the same on every rank
         # Not data_ro_with_halos, which would exchange stale halos.
-        saved.rows = [self._put(part, d._data, saved.halo, dtype) for part, d in zip(parts, dat)]
-        return saved
+        rows = [self._put(part, d._data, halo, dtype) for part, d in zip(parts, dat)]
+        return SavedFunction(self.store, rows, parts, halo, dtype, V, type(function), function.name(),
+                             function.count())
+
+    def copy(self, function):
+        """A copy in memory, the same one as long as the function does not change. Not collective.
+
+        Nobody may write to it.
+        """
+        arrays = [d._data for d in function.dat]
+        digest = [xxh3_128_digest(array) for array in arrays]
+        known, copy = self._copies.get(function, (None, lambda: None))
+        if known != digest or copy() is None:
+            new = new_function(function.function_space(), type(function), [array.copy() for array in arrays],
+                               getattr(function.dat, "halo_valid", True))
+            self._copies[function] = digest, weakref.ref(new)
+            return new
+        return copy()
 
     def _put(self, part, array, halo, dtype):
         key = part.key

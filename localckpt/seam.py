@@ -10,6 +10,7 @@ import weakref
 
 import firedrake
 from firedrake.adjoint_utils import checkpointing as fd
+from firedrake.adjoint_utils.mesh import MeshGeometryMixin
 from pyadjoint import get_working_tape
 
 _active = None     # weak reference to the checkpointer whose tape is saving a timestep
@@ -89,11 +90,22 @@ def install(ours, checkpoint_class, everywhere=False):
                           UserWarning, stacklevel=3)
         theirs_init(self, *args, **kwargs)
 
+    def create_mesh_checkpoint(self):
+        owner = checkpointer()
+        return owner.save_mesh(self) if isinstance(owner, ours) else theirs_create(self)
+
+    def restore_mesh_checkpoint(self, checkpoint):
+        return theirs_restore(self, checkpoint.restore() if isinstance(checkpoint, fd.CheckpointBase) else checkpoint)
+
+    theirs_create = vars(MeshGeometryMixin)["_ad_create_checkpoint"]
+    theirs_restore = vars(MeshGeometryMixin)["_ad_restore_at_checkpoint"]
     theirs_init = vars(theirs["DiskCheckpointer"])["__init__"]
     replace(theirs["CheckpointFunction"], "__new__", new)
     replace(fd, "current_checkpoint_file", current_checkpoint_file)
     replace(theirs["DiskCheckpointer"], "continue_checkpointing", begin)
     replace(theirs["DiskCheckpointer"], "pause_checkpointing", end)
+    replace(MeshGeometryMixin, "_ad_create_checkpoint", create_mesh_checkpoint)
+    replace(MeshGeometryMixin, "_ad_restore_at_checkpoint", restore_mesh_checkpoint)
     if everywhere:
         replace(fd, "DiskCheckpointer", ours)
     else:

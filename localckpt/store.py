@@ -1,6 +1,7 @@
 """Arrays on disk, stored once however often they are saved."""
 
 import os
+from math import prod
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -42,7 +43,7 @@ class Store:
         self.direct = engine == "direct"
         self._agrees = self.direct and comm.size > 1
         self._engine = None
-        self._known = WeakValueDictionary()  # content hash -> its row
+        self._known: WeakValueDictionary = WeakValueDictionary()  # content hash -> its row
 
     def put(self, key, array):
         """Store `array`; the same bytes again are not written again.
@@ -97,9 +98,9 @@ class Store:
         ------
         StorageError
         """
+        if self.direct and filled == shape[0] and prod(shape) * dtype.itemsize >= MAP_FROM:
+            return row.map(shape, dtype)
         array = np.empty(shape, dtype)
-        if self.direct and array.nbytes >= MAP_FROM and filled == shape[0]:
-            return row.map(shape, array.dtype)
         row.read(array[:filled])
         array[filled:] = 0
         return array
