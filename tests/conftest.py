@@ -90,20 +90,18 @@ def raises_everywhere():
 
 @pytest.fixture
 def run_script(tmp_path):
-    """run_script(code, *args, ranks=0, shell=None, seconds=40): run `code` after PRELUDE.
+    """run_script(code, *args, ranks=0, before=(), seconds=40): run `code` after PRELUDE.
 
-    On `ranks` ranks of mpiexec (0: plain Python), inside the command `shell`, whose "$@"
-    this becomes.  Returns the CompletedProcess, whatever its return code.
+    On `ranks` ranks of mpiexec (0: plain Python), all of it as last arguments of the
+    command `before`.  Returns the CompletedProcess, whatever its return code.
     """
-    def run(code, *args, ranks=0, shell=None, seconds=40):
+    def run(code, *args, ranks=0, before=(), seconds=40):
         script = tmp_path / "script.py"
         script.write_text(PRELUDE + code)
         command = [sys.executable, str(script), *map(str, args)]
         if ranks:
             command = ["mpiexec", "-n", str(ranks), *command]
-        if shell:
-            unshare = ["unshare", "--mount"] + (["--map-root-user"] if os.getuid() else [])
-            command = [*unshare, "sh", "-c", f"{shell} && exec \"$@\"", "sh", *command]
+        command = [*before, *command]
         # mpiexec itself ends ranks that hang; were it alone killed, they would live on.
         env = {**os.environ, "MPIEXEC_TIMEOUT": str(seconds)}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

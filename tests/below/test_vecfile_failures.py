@@ -4,7 +4,6 @@ Each runs as a program of its own: a rank left waiting ends at the time limit.
 """
 
 import os
-import tempfile
 
 import h5py
 import numpy as np
@@ -77,13 +76,13 @@ OPENS = ["mode", "other mode", "path", "zero byte", "no path"]
 @pytest.mark.parametrize("case", [f"{what}: {case}" for what, cases in
                                   (("read", READS), ("write", WRITES), ("open", OPENS)) for case in cases])
 def test_one_rank_alone_with_a_bad_argument(tmp_path, run_script, case):
-    result = run_script(ONE_RANK_ALONE, tmp_path / "w.h5", case, "", ranks=2, seconds=20)
+    result = run_script(ONE_RANK_ALONE, tmp_path / "w.h5", case, "", ranks=2, seconds=15)
     assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("case", ["read: kind", "read: dtype", "read: name", "write: unsupported", "write: size"])
 def test_one_rank_alone_in_collective_transfers(tmp_path, run_script, case):
-    result = run_script(ONE_RANK_ALONE, tmp_path / "w.h5", case, "collective", ranks=2, seconds=20)
+    result = run_script(ONE_RANK_ALONE, tmp_path / "w.h5", case, "collective", ranks=2, seconds=15)
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -137,9 +136,9 @@ hdf5 = ctypes.CDLL(hdf5)
 
 def petsc_says():
     try:
-        PETSc.Viewer().createHDF5("/missing/w.h5", "r")
+        PETSc.Vec().createSeq(3).setType("nonsense")
     except PETSc.Error as exc:
-        return re.sub("0x[0-9a-f]+", "", str(exc))
+        return str(exc)
 
 
 before = petsc_says()
@@ -149,45 +148,50 @@ for _ in range(2):
             VecFile(comm, path)
         except localckpt.StorageError:
             pass
-assert petsc_says() == before and "[0] PetscViewerHDF5Open()" in before, before
+assert petsc_says() == before and "[0] VecSetType()" in before, before
 hdf5.H5Fopen(b"/missing/plain.h5", 0, ctypes.c_int64(0))
 """, tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("HDF5-DIAG") >= 1 and "/missing/plain.h5" in result.stderr
+    assert result.stderr.count("HDF5-DIAG") == 1 and "/missing/plain.h5" in result.stderr
 
 
 # -----------------------------------------------------------------------------
 # Disks
 # -----------------------------------------------------------------------------
 
+def in_namespace(shell):
+    """The beginning of a command that may mount what nobody else sees."""
+    root = [] if os.getuid() == 0 else ["--map-root-user"]
+    return ["unshare", "--mount", *root, "sh", "-c", f'{shell} && exec "$@"', "sh"]
+
+
+def write_old(folder):
+    with h5py.File(folder / "old.h5", "w") as file:
+        file["a"] = np.array([1, 2, 3])
+
+
 READ_ONLY = """
 folder = sys.argv[1]
-if os.getuid() == 0 and sys.argv[2:] == ["drop root"]:
-    os.setuid(65534)  # root may write anywhere
-seq = PETSc.Vec().createSeq(3)
 for path, mode in (("/new.h5", "w"), ("/new.h5", "a"), ("/old.h5", "w"), ("/old.h5", "a")):
     everywhere = attempt(VecFile, comm, folder + path, mode)
     assert {kind for kind, words in everywhere} == {"NoAccess"}, everywhere
     assert all(repr(folder + path) in words for kind, words in everywhere), everywhere
-with VecFile(comm, folder + "/old.h5") as file:
-    file.read_array("a", array := np.zeros(3, int))
-    assert array.tolist() == [1, 2, 3]
+with VecFile(comm, folder + "/old.h5") as file:  # reading needs no more than the right to read
+    file.read_array("a", array := np.zeros(3 if comm.rank == 0 else 0, int))
+    assert array.tolist() == [1, 2, 3][:array.size]
 """
 
 
-def write_old(folder):
-    with h5py.File(f"{folder}/old.h5", "w") as file:
-        file["a"] = np.array([1, 2, 3])
-
-
 @pytest.mark.parametrize("ranks", [0, 2])
-def test_folder_without_permission(run_script, ranks):
-    with tempfile.TemporaryDirectory() as folder:  # tmp_path lies in a folder that only its owner enters
-        write_old(folder)
-        os.chmod(f"{folder}/old.h5", 0o444)
-        os.chmod(folder, 0o555)
-        result = run_script(READ_ONLY, folder, "drop root", ranks=ranks)
-        os.chmod(folder, 0o755)
+def test_folder_without_permission(tmp_path, run_script, ranks):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_old(folder)
+    (folder / "old.h5").chmod(0o444)
+    folder.chmod(0o555)
+    # Permissions hold for root too, once it has no right to override them.
+    before = ["setpriv", "--bounding-set", "-dac_override", "--inh-caps", "-dac_override"]
+    result = run_script(READ_ONLY, folder, ranks=ranks, before=before if os.getuid() == 0 else [])
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -196,7 +200,7 @@ def test_read_only_file_system(tmp_path, run_script, ranks):
     write_old(tmp_path)
     disk = tmp_path / "disk"
     disk.mkdir()
-    result = run_script(READ_ONLY, disk, ranks=ranks, shell=(
+    result = run_script(READ_ONLY, disk, ranks=ranks, before=in_namespace(
         f"mount -t tmpfs -o size=1m none {disk} && cp {tmp_path}/old.h5 {disk} && mount -o remount,ro {disk}"))
     assert (result.returncode, result.stderr) == (0, "")
 
@@ -236,8 +240,8 @@ assert len(os.listdir("/proc/self/fd")) == descriptors
 def test_full_disk(tmp_path, run_script, ranks, case):
     # stderr is not looked at: Open MPI itself writes "No space left on device" there.
     (tmp_path / "disk").mkdir()
-    result = run_script(FULL_DISK, tmp_path / "disk", case, ranks=ranks, seconds=20,
-                        shell=f"mount -t tmpfs -o size=1m none {tmp_path / 'disk'}")
+    result = run_script(FULL_DISK, tmp_path / "disk", case, ranks=ranks, seconds=15,
+                        before=in_namespace(f"mount -t tmpfs -o size=1m none {tmp_path}/disk"))
     assert result.returncode == 0, result.stderr
 
 
@@ -248,6 +252,6 @@ def test_full_disk_left_to_the_end_of_the_process(tmp_path, run_script, ranks):
 file = VecFile(comm, sys.argv[1], "w")
 everywhere = attempt(file.write_array, "big", np.ones(400_000))
 assert {kind for kind, words in everywhere} == {"TransferError"}, everywhere
-""", tmp_path / "disk" / "w.h5", ranks=ranks, seconds=20,
-                        shell=f"mount -t tmpfs -o size=1m none {tmp_path / 'disk'}")
+""", tmp_path / "disk" / "w.h5", ranks=ranks, seconds=15,
+                        before=in_namespace(f"mount -t tmpfs -o size=1m none {tmp_path}/disk"))
     assert result.returncode == 0, result.stderr

@@ -144,7 +144,8 @@ def test_freed_communicator(path, raises_everywhere):
 
 
 @pytest.mark.parallel([1, 2, 3])
-@pytest.mark.parametrize("comm", [MPI.COMM_NULL, PETSc.COMM_NULL, None, 0], ids=repr)
+@pytest.mark.parametrize("comm", [MPI.COMM_NULL, PETSc.COMM_NULL, None, 0],
+                         ids=["MPI", "PETSc", "None", "0"])
 def test_no_communicator(path, raises_everywhere, comm):
     with raises_everywhere(ClosedFile, ValueError):
         VecFile(comm, path)

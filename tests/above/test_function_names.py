@@ -1,0 +1,108 @@
+"""Functions on different meshes and elements never take each other's place."""
+
+import itertools
+
+import firedrake as fd
+import pytest
+from mpi4py import MPI
+from spaces import bits, filled
+
+from localckpt import TemporaryFunctionCheckpointFile
+from localckpt.functions import FunctionStore
+from localckpt.store import Store
+
+# Names that make groups, or one name, where '/' and '%' are not kept apart.
+MESH_NAMES = ["a/b", "a%2Fb", "a_b", "/", "%", ".", "a/b/", "ä"]
+
+
+def spaces_on(meshes, element=("CG", 1)):
+    return [fd.FunctionSpace(mesh, *element) for mesh in meshes]
+
+
+def all_come_back(functions, spaces):
+    made = [filled(V, seed) for seed, V in enumerate(spaces)]
+    saved = [functions.save(f) for f in made]
+    return [bits(s.load()) for s in saved] == [bits(f) for f in made]
+
+
+@pytest.fixture
+def functions(store):
+    return FunctionStore(store)
+
+
+@pytest.mark.parallel([1, 3])
+def test_meshes_of_one_name_and_different_size_are_kept_apart(functions):
+    meshes = [fd.UnitSquareMesh(n, n, name="one name") for n in (2, 4, 3)]
+    assert all_come_back(functions, spaces_on(meshes) * 2)
+
+
+@pytest.mark.parallel([1, 3])
+def test_meshes_with_separators_in_their_names_are_kept_apart(functions):
+    meshes = [fd.UnitSquareMesh(2, i + 2, name=name) for i, name in enumerate(MESH_NAMES)]
+    assert all_come_back(functions, spaces_on(meshes))
+
+
+@pytest.mark.parallel([1, 3])
+def test_variants_of_one_element_are_kept_apart(functions):
+    mesh = fd.UnitSquareMesh(2, 2)
+    assert all_come_back(functions, [fd.FunctionSpace(mesh, "DG", 2, variant=variant)
+                                     for variant in ("equispaced", "spectral", "integral")])
+
+
+@pytest.mark.parallel([1, 3])
+def test_vectors_of_different_length_are_kept_apart(functions):
+    mesh = fd.UnitSquareMesh(2, 2)
+    assert all_come_back(functions, [fd.FunctionSpace(mesh, "CG", 1),
+                                     *(fd.VectorFunctionSpace(mesh, "CG", 1, dim=dim) for dim in (2, 3, 4))])
+
+
+@pytest.mark.parallel([1, 3])
+def test_restrictions_of_one_space_are_kept_apart(functions):
+    V = fd.FunctionSpace(fd.UnitSquareMesh(2, 2), "CG", 1)
+    assert all_come_back(functions, [V, *(fd.RestrictedFunctionSpace(V, boundary_set=[part])
+                                          for part in (1, 2, "on_boundary"))])
+
+
+@pytest.mark.parallel([1, 3])
+def test_a_file_keeps_meshes_with_separators_in_their_names_apart(comm, path):
+    spaces = spaces_on(fd.UnitSquareMesh(2, i + 2, name=name) for i, name in enumerate(MESH_NAMES))
+    made = [filled(V, seed) for seed, V in enumerate(spaces)]
+    with TemporaryFunctionCheckpointFile(comm, path, "w") as file:
+        for f in made:
+            file.save_function(f, "f", 1)
+        assert [bits(file.load_function(V, "f", 1)) for V in spaces] == [bits(f) for f in made]
+
+
+@pytest.mark.parallel([1, 3])
+def test_a_file_keeps_names_and_indices_apart(comm, path):
+    V = fd.FunctionSpace(fd.UnitSquareMesh(2, 2), "CG", 1)
+    made = {key: filled(V, seed) for seed, key in enumerate(itertools.product(["f", "f/g", "f%g"], [0, 1, None]))}
+    with TemporaryFunctionCheckpointFile(comm, path, "w") as file:
+        for key, f in made.items():
+            file.save_function(f, *key)
+        assert {key: bits(file.load_function(V, *key)) for key in made} == {key: bits(f) for key, f in made.items()}
+
+
+@pytest.mark.parallel([1, 3])
+def test_a_file_appended_to_keeps_what_it_has(comm, path):
+    V = fd.FunctionSpace(fd.UnitSquareMesh(2, 2), "CG", 1)
+    made = [filled(V, seed) for seed in range(3)]
+    for index, f in enumerate(made):
+        with TemporaryFunctionCheckpointFile(comm, path, "a") as file:
+            file.save_function(f, "f", index)
+    with TemporaryFunctionCheckpointFile(comm, path, "r") as file:
+        assert [bits(file.load_function(V, "f", index)) for index in range(3)] == [bits(f) for f in made]
+
+
+def test_a_file_closed_twice_is_no_error(comm, path):
+    file = TemporaryFunctionCheckpointFile(comm, path, "w")
+    file.close()
+    file.close()
+
+
+@pytest.mark.parallel(2)
+def test_a_mesh_without_some_of_the_files_ranks_is_refused(shared_tmp):
+    functions = FunctionStore(Store(MPI.COMM_WORLD, str(shared_tmp / "all.h5")))
+    V = fd.FunctionSpace(fd.UnitSquareMesh(2, 2, comm=MPI.COMM_SELF), "CG", 1)
+    with pytest.raises(ValueError, match="1 ranks that are not in the mesh's communicator"):
+        functions.save(fd.Function(V))

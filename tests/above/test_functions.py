@@ -1,0 +1,130 @@
+"""Functions come back bit for bit, in every kind of space."""
+
+import firedrake as fd
+import numpy as np
+import pytest
+from firedrake import avg, dS, dS_h, dS_v, inner, jump
+from mpi4py import MPI
+from spaces import SPACES, WITH_FACETS, bits, bits_with_halos, filled, triangles
+
+from localckpt import TemporaryFunctionCheckpointFile
+from localckpt.functions import FunctionStore
+from localckpt.store import Store
+
+
+@pytest.fixture
+def functions(store):
+    return FunctionStore(store)
+
+
+def through_file(comm, path, f):
+    """f, saved to a file and loaded from it when it was opened again."""
+    with TemporaryFunctionCheckpointFile(comm, path, "w") as file:
+        file.save_function(f, "f", 3)
+    with TemporaryFunctionCheckpointFile(comm, path, "r") as file:
+        return file.load_function(f.function_space(), "f", 3)
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("space", SPACES)
+def test_function_comes_back_from_the_store(space, functions):
+    f = filled(SPACES[space]())
+    assert bits(functions.save(f).load()) == bits(f)
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("space", SPACES)
+def test_function_comes_back_from_a_file(space, comm, path):
+    f = filled(SPACES[space]())
+    assert bits(through_file(comm, path, f)) == bits(f)
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("space", SPACES)
+def test_halos_come_back_from_the_store(space, functions):
+    f = filled(SPACES[space]())
+    assert bits_with_halos(functions.save(f).load()) == bits_with_halos(f)
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("space", ["CG1", "mixed with Real", "dual"])
+def test_class_and_space_come_back(space, functions):
+    f = filled(SPACES[space]())
+    g = functions.save(f).load()
+    assert (type(g), g.function_space()) == (type(f), f.function_space())
+
+
+@pytest.mark.parametrize("space", ["CG1", "mixed with Real", "dual"])
+def test_class_comes_back_from_a_file(space, comm, path):
+    f = filled(SPACES[space]())
+    assert type(through_file(comm, path, f)) is type(f)
+
+
+@pytest.mark.parametrize("what", ["name", "count"])
+def test_name_and_count_come_back(what, functions):
+    f = filled(SPACES["CG1"](), name="of this name")
+    assert getattr(functions.save(f).load(), what)() == getattr(f, what)()
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float32, np.uint8])
+def test_other_numbers_come_back(dtype, functions):
+    V = SPACES["CG1"]()
+    f = fd.Function(V, val=(np.arange(V.dof_dset.total_size) % 100).astype(dtype), dtype=dtype)
+    g = functions.save(f).load()
+    assert (g.dat.dtype, bits(g)) == (f.dat.dtype, bits(f))
+
+
+@pytest.mark.parallel([1, 3])
+def test_special_values_come_back(functions):
+    f = filled(SPACES["CG1"]())
+    special = [np.nan, np.inf, -np.inf, -0.0, np.nextafter(0, 1)]
+    f.dat.data[:len(special)] = special[:f.dat.data_ro.size]
+    assert bits(functions.save(f).load()) == bits(f)
+
+
+def facet_integral(f):
+    """Reads f on both sides of every facet between two cells."""
+    measure = dS_h + dS_v if f.function_space().mesh().extruded else dS
+    return fd.assemble(inner(avg(f), avg(f)) * measure + inner(jump(f), jump(f)) * measure)
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("space", WITH_FACETS)
+def test_facets_between_ranks_see_restored_values(space, functions):
+    f = filled(SPACES[space]())
+    assert facet_integral(functions.save(f).load()) == facet_integral(f)
+
+
+@pytest.mark.parallel([1, 3])
+def test_restored_function_can_be_worked_with(functions):
+    f = filled(SPACES["vector CG2"]())
+    g = functions.save(f).load()
+    g.assign(2 * g)
+    with g.dat.vec as v:
+        v.scale(0.5)
+    assert bits_with_halos(g) == bits_with_halos(f)
+
+
+@pytest.mark.parallel([1, 3])
+def test_restored_functions_share_no_memory(functions):
+    saved = functions.save(filled(SPACES["mixed"]()))
+    expected = bits(saved.load())
+    saved.load().assign(1.0)
+    assert bits(saved.load()) == expected
+
+
+@pytest.mark.parallel([1, 3])
+def test_saving_again_keeps_what_was_saved_before(functions):
+    f, g = filled(SPACES["mixed with Real"](), 1), filled(SPACES["mixed with Real"](), 2)
+    first, second = functions.save(f), functions.save(g)
+    assert (bits(first.load()), bits(second.load())) == (bits(f), bits(g))
+
+
+@pytest.mark.parallel([1, 3])
+def test_saving_needs_no_other_rank_than_the_files(shared_tmp):
+    """One rank saves and restores alone, in a space that no other rank has used yet."""
+    f = fd.Function(fd.FunctionSpace(triangles(), "DG", 2)).assign(2.0)
+    if MPI.COMM_WORLD.rank == 0:
+        alone = FunctionStore(Store(MPI.COMM_SELF, str(shared_tmp / "alone.h5")))
+        assert bits(alone.save(f).load()) == bits(f)

@@ -1,0 +1,193 @@
+"""Which folder is chosen, what is said of it, and what is made in it."""
+
+import logging
+import os
+import shutil
+import stat
+import tempfile
+
+import pytest
+from mpi4py import MPI
+from petsc4py import PETSc
+
+from localckpt import places
+from localckpt.places import JOB_FOLDERS, Place, agree, announce, choose_place, make_folder
+
+WORLD = MPI.COMM_WORLD
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """One folder for each variable that may name one; none of them is set yet."""
+    for name in JOB_FOLDERS:
+        monkeypatch.delenv(name, raising=False)
+        (tmp_path / name).mkdir()
+    (tmp_path / "system").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "system"))
+    return tmp_path
+
+
+@pytest.fixture
+def option():
+    """option(folder): as if -localckpt_dir were on the command line."""
+    options = PETSc.Options()
+
+    def give(folder):
+        options["localckpt_dir"] = str(folder)
+    yield give
+    options.delValue("localckpt_dir")
+
+
+@pytest.fixture
+def in_ram():
+    """A folder in memory."""
+    folder = tempfile.mkdtemp(dir="/dev/shm")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def said(caplog):
+    """said(): the messages so far, with their levels."""
+    caplog.set_level(logging.DEBUG, logger="localckpt")
+    return lambda: [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+@pytest.mark.parametrize("first", range(len(JOB_FOLDERS)))
+def test_the_first_variable_that_is_set_counts(first, folders, monkeypatch):
+    for name in JOB_FOLDERS[first:]:
+        monkeypatch.setenv(name, str(folders / name))
+    assert choose_place().path == str(folders / JOB_FOLDERS[first])
+
+
+def test_without_variables_it_is_the_systems_temporary_folder(folders):
+    assert choose_place().path == str(folders / "system")
+
+
+def test_the_option_comes_before_every_variable(folders, monkeypatch, option):
+    monkeypatch.setenv(JOB_FOLDERS[0], str(folders / JOB_FOLDERS[0]))
+    option(folders)
+    assert choose_place().path == str(folders)
+
+
+@pytest.mark.parametrize("value", ["", "missing", "file"])
+def test_a_variable_that_names_no_folder_is_passed_over(value, folders, monkeypatch):
+    (folders / "file").touch()
+    monkeypatch.setenv(JOB_FOLDERS[0], value and str(folders / value))
+    monkeypatch.setenv(JOB_FOLDERS[1], str(folders / JOB_FOLDERS[1]))
+    assert choose_place().path == str(folders / JOB_FOLDERS[1])
+
+
+def test_a_folder_in_memory_is_passed_over(folders, monkeypatch, in_ram):
+    monkeypatch.setenv(JOB_FOLDERS[0], in_ram)
+    assert choose_place().path == str(folders / "system")
+
+
+def test_a_folder_in_memory_is_used_where_the_option_names_it(folders, option, in_ram):
+    option(in_ram)
+    assert choose_place() == Place(in_ram, "tmpfs", choose_place().free)
+
+
+@pytest.fixture
+def all_in_ram(folders, monkeypatch):
+    """A node all of whose temporary folders are in memory."""
+    kinds = {Place.at(folder).filesystem for folder in (folders, "/var/tmp")}
+    monkeypatch.setattr(places, "IN_RAM", places.IN_RAM | kinds)
+    monkeypatch.chdir(folders)
+
+
+def test_with_nothing_left_it_is_the_current_folder(all_in_ram, folders):
+    assert os.path.samefile(choose_place().path, folders)
+
+
+def test_with_nothing_left_there_is_a_warning_that_says_what_to_do(all_in_ram, said):
+    choose_place()
+    ((level, message),) = said()
+    assert level == "WARNING" and "checkpoint_dir=" in message and "-localckpt_dir" in message
+
+
+def test_a_network_filesystem_is_warned_of(folders, monkeypatch, said):
+    kind = Place.at(folders).filesystem
+    monkeypatch.setattr(places, "NETWORK", places.NETWORK | {kind})
+    choose_place()
+    ((level, message),) = said()
+    assert level == "WARNING" and kind in message and str(folders / "system") in message
+
+
+def test_a_local_filesystem_is_not_warned_of(folders, said):
+    choose_place()
+    assert said() == []
+
+
+def test_a_place_has_the_free_bytes_of_its_filesystem(tmp_path):
+    assert Place.at(tmp_path).free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
+
+
+def test_a_link_is_on_the_filesystem_that_it_leads_to(tmp_path, in_ram):
+    (tmp_path / "link").symlink_to(in_ram)
+    assert Place.at(tmp_path / "link").filesystem == "tmpfs"
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_announcement_tells_the_room_of_each_rank(shared_tmp, said):
+    announce(Place(str(shared_tmp), "ext4", 12_000_000_000), WORLD)
+    sentence = (f"{MPI.Get_processor_name()}: checkpoints go to {shared_tmp} (ext4), 12.0 GB free, "
+                f"{12 / WORLD.size:.1f} GB for each of {WORLD.size} ranks")
+    assert said() == ([("INFO", sentence)] if WORLD.rank == 0 else [])
+
+
+def test_announcement_tells_the_schedulers_limit(shared_tmp, said, monkeypatch):
+    monkeypatch.setenv("PBS_NCI_JOBFS", "100MB")
+    announce(Place.at(shared_tmp), WORLD)
+    assert said()[0][1].endswith("; the scheduler's limit is PBS_NCI_JOBFS=100MB")
+
+
+def test_announcement_is_made_once(shared_tmp, said):
+    for free in (3_000_000_000, 2_000_000_000):
+        announce(Place(str(shared_tmp), "ext4", free), WORLD)
+    assert len(said()) == 1
+
+
+def test_another_folder_is_announced_too(shared_tmp, said):
+    announce(Place.at(shared_tmp), WORLD)
+    (shared_tmp / "below").mkdir()
+    announce(Place.at(shared_tmp / "below"), WORLD)
+    assert len(said()) == 2
+
+
+@pytest.mark.parallel([1, 2])
+def test_a_made_folder_is_one_for_all(shared_tmp):
+    made = make_folder(WORLD, str(shared_tmp))
+    assert WORLD.allgather(made) == [made] * WORLD.size and os.path.dirname(made) == str(shared_tmp)
+
+
+def test_a_made_folder_is_for_nobody_else(tmp_path):
+    assert stat.S_IMODE(os.stat(make_folder(WORLD, str(tmp_path))).st_mode) == 0o700
+
+
+def test_a_made_folder_has_the_files_asked_for(tmp_path):
+    made = make_folder(WORLD, str(tmp_path), ["a.h5", "b.h5"])
+    assert {name: os.path.getsize(os.path.join(made, name)) for name in os.listdir(made)} == {"a.h5": 0, "b.h5": 0}
+
+
+def test_made_folders_are_different(tmp_path):
+    assert make_folder(WORLD, str(tmp_path)) != make_folder(WORLD, str(tmp_path))
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_a_folder_that_cannot_be_made_is_one_error_on_every_rank(shared_tmp, raises_everywhere):
+    with raises_everywhere(FileNotFoundError, match="missing"):
+        make_folder(WORLD, str(shared_tmp / "missing"))
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_ranks_raise_the_error_of_the_lowest_that_has_one(raises_everywhere):
+    lowest = WORLD.size // 2
+    error = OSError(28, f"of rank {WORLD.rank}") if WORLD.rank >= lowest else None
+    with raises_everywhere(OSError, match=f"of rank {lowest}"):
+        agree(WORLD, error)
+
+
+@pytest.mark.parallel([1, 2])
+def test_ranks_without_an_error_raise_none(shared_tmp):
+    assert agree(WORLD, None) is None

@@ -1,0 +1,181 @@
+"""Arrays behind tokens: what is held is kept, what was dropped makes room, on all ranks alike."""
+
+import gc
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from localckpt.store import Store
+
+WORLD = MPI.COMM_WORLD
+
+
+def values(size, seed):
+    return np.random.default_rng([seed, WORLD.rank]).standard_normal(size)
+
+
+def read(token, size):
+    array = np.empty(size)
+    token.get(array)
+    return array
+
+
+def open_files(path):
+    """This process's open files that had this name."""
+    links = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            links.append(os.readlink(f"/proc/self/fd/{number}"))
+        except OSError:
+            pass  # the listing's own descriptor
+    return [link for link in links if link.startswith(os.path.realpath(path))]
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_an_array_comes_back(store):
+    a = values(10, 1)
+    assert (read(store.put("a", a), 10) == a).all()
+
+
+@pytest.mark.parallel([1, 3])
+def test_ranks_without_entries_take_part(store):
+    a = values(4 * (WORLD.rank == WORLD.size - 1), 1)
+    assert (read(store.put("a", a), a.size) == a).all()
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_arrays_under_one_key_are_kept_apart(store):
+    tokens = [store.put("a", values(10, seed)) for seed in range(20)]
+    assert all((read(token, 10) == values(10, seed)).all() for seed, token in enumerate(tokens))
+
+
+@pytest.mark.parallel([1, 3])
+def test_keys_are_kept_apart(store):
+    keys = ["a", "a_0", "a_0_0", "a/0", "a%2F0"]
+    tokens = [store.put(key, values(3, seed)) for seed, key in enumerate(keys)]
+    tokens += [store.put(key, values(3, 10 + seed)) for seed, key in enumerate(keys)]
+    assert all((read(token, 3) == values(3, seed)).all()
+               for seed, token in zip([*range(5), *range(10, 15)], tokens, strict=True))
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_the_slot_of_a_dropped_token_is_used_again(store):
+    token = store.put("a", values(5, 1))
+    first = token.number
+    del token
+    assert store.put("a", values(5, 2)).number == first
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_a_store_used_over_and_over_takes_no_more_slots(store):
+    highest = [max(token.number for token in [store.put("a", values(5, i)) for i in range(7)])
+               for _ in range(10)]
+    assert max(highest[2:]) == max(highest[:2])
+
+
+@pytest.mark.parallel([2, 3])
+def test_a_slot_that_one_rank_still_holds_is_not_used_again(shared_tmp):
+    store = Store(WORLD, str(shared_tmp / "all.h5"))
+    tokens = [store.put("a", values(5, seed)) for seed in range(6)]
+    held = tokens if WORLD.rank == 1 else []
+    numbers = {token.number for token in tokens}
+    del tokens
+    again = [store.put("a", values(5, 100)).number for _ in range(20)]
+    assert not numbers & set(again) and (held or WORLD.rank != 1)
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_ranks_that_drop_differently_never_disagree(seed, store):
+    everywhere, mine = random.Random(seed), random.Random(1000 * seed + WORLD.rank)
+    held, numbers = {}, []
+    for put in range(120):
+        size = everywhere.choice([3, 8])
+        held[put] = size, store.put(f"of size {size}", values(size, put))
+        numbers.append(held[put][1].number)
+        for old in list(held):
+            if mine.random() < 0.2:
+                del held[old]
+    if store.comm == WORLD:  # otherwise each rank has slots of its own
+        assert WORLD.allgather(numbers) == [numbers] * WORLD.size
+    # Reading is collective: what some rank has dropped is not read.
+    common = set.intersection(*WORLD.allgather(set(held)))
+    assert all((read(held[put][1], held[put][0]) == values(held[put][0], put)).all() for put in sorted(common))
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_what_is_stored_stays_readable_after_retire(store):
+    token = store.put("a", values(5, 1))
+    store.retire()
+    other = store.put("a", values(5, 2))
+    assert (read(token, 5) == values(5, 1)).all() and (read(other, 5) == values(5, 2)).all()
+
+
+def test_a_retired_file_is_closed_with_its_last_token(store, path):
+    tokens = [store.put("a", values(5, seed)) for seed in range(3)]
+    store.retire()
+    before = len(open_files(path))
+    while tokens:
+        tokens.pop()
+        gc.collect()
+    assert (before, len(open_files(path))) == (1, 0)
+
+
+def test_a_file_without_tokens_is_closed_by_retire(store, path):
+    store.put("a", values(5, 1))
+    before = len(open_files(path))
+    store.retire()
+    assert (before, len(open_files(path))) == (1, 0)
+
+
+@pytest.mark.parallel([2, 3])
+def test_a_retired_file_of_several_ranks_is_closed_once_the_next_is_opened(shared_tmp):
+    path = str(shared_tmp / "all.h5")
+    store = Store(WORLD, path)
+    for _ in range(4):
+        store.put("a", values(5, 1))
+        store.retire()
+    store.put("a", values(5, 1))
+    assert len(open_files(path)) == 1
+
+
+def test_retire_before_anything_was_stored_makes_no_file(store, path):
+    store.retire()
+    assert not os.listdir(os.path.dirname(path))
+
+
+@pytest.mark.parallel([1, 2])
+def test_with_cleanup_no_file_has_a_name(store, path):
+    token = store.put("a", values(5, 1))
+    WORLD.barrier()
+    assert os.listdir(os.path.dirname(path)) == [] and token
+
+
+@pytest.mark.parallel([1, 2])
+def test_without_cleanup_no_slot_is_used_again(comm, path):
+    store = Store(comm, path, cleanup=False)
+    numbers = [store.put("a", values(5, seed)).number for seed in range(10)]
+    assert len(set(numbers)) == 10
+
+
+@pytest.mark.parallel([1, 2])
+def test_without_cleanup_the_file_keeps_its_name(comm, path):
+    Store(comm, path, cleanup=False).put("a", values(5, 1))
+    assert os.path.getsize(path) > 0
+
+
+@pytest.mark.parallel([1, 2])
+def test_a_folder_that_is_gone_is_an_error_on_every_rank(shared_tmp):
+    store = Store(WORLD, str(shared_tmp / "gone" / "all.h5"))
+    with pytest.raises(FileNotFoundError, match="gone"):
+        store.put("a", values(5, 1))
+
+
+def test_store_and_places_need_no_firedrake():
+    code = "import localckpt.store, localckpt.places, sys; sys.exit('firedrake' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ), timeout=60).returncode == 0
