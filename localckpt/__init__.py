@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from localckpt.functions import TemporaryFunctionCheckpointFile
 
 __all__ = ["ClosedFile", "FileNotFound", "LayoutMismatch", "NoAccess", "NotHDF5", "StorageError",
-           "TemporaryFunctionCheckpointFile", "TransferError", "UnknownDataset", "VecFile"]
+           "TransferError", "UnknownDataset", "VecFile"]  # what needs no Firedrake
 
 _home = {"VecFile": "localckpt._vecfile", "TemporaryFunctionCheckpointFile": "localckpt.functions"}
 
 
 def __getattr__(name):
-    if name not in __all__:
+    if name not in __all__ and name not in _home:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_home.get(name, "localckpt._errors")), name)

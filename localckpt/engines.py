@@ -8,7 +8,6 @@ from collections import defaultdict
 import numpy as np
 
 from localckpt._rows import Descriptor, Pool
-from localckpt.places import agree
 
 __all__ = ["DirectEngine", "ViewerEngine"]
 
@@ -57,23 +56,12 @@ class DirectEngine:
         """Add rows to a key, their disk space reserved. Collective on the file's communicator."""
         pool = self.pools.setdefault(key, Pool(self.descriptor, self.recycle))
         rows = more(pool.rows)
-        while True:
-            number = self.chunks[key]
-            self.chunks[key] += 1
-            first, stride, rows = self.file.create_rows(f"{key}.{number}" if number else key, rows, array)
-            error = None
-            if self.file.comm.rank == 0:
-                try:
-                    self.descriptor.reserve(first, rows * stride)
-                except OSError as exc:
-                    error = exc
-            try:
-                agree(self.file.comm, error)
-                break
-            except OSError:
-                if rows == 1:
-                    raise
-                rows = 1  # the last ones that fit
+        name = f"{key}.{self.chunks[key]}" if self.chunks[key] else key
+        self.chunks[key] += 1
+        try:
+            first, stride, rows = self.file.create_rows(name, rows, array)
+        except OSError:  # no room for so many; for one, perhaps
+            first, stride, rows = self.file.create_rows(name, 1, array)
         pool.add(first, stride, rows)
         if pool.due == 0:
             pool.due = rows

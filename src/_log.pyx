@@ -12,10 +12,13 @@ from localckpt._errors cimport CHKERR
 cdef extern from *:
     """
     #include <petsclog.h>
-    #if defined(PETSC_USE_LOG)  /* both counters exist only in a PETSc with logging */
-      #define count_message(nbytes) (petsc_send_ct += 1, petsc_send_len += (nbytes))
-    #else
+    #if !defined(PETSC_USE_LOG)  /* the counters exist only in a PETSc with logging */
       #define count_message(nbytes) ((void)(nbytes))
+    #elif PETSC_VERSION_GE(3, 20, 0)
+      #define count_message(nbytes) ((void)PetscAddLogDouble(&petsc_send_ct, &petsc_send_ct_th, 1), \\
+                                     (void)PetscAddLogDouble(&petsc_send_len, &petsc_send_len_th, (nbytes)))
+    #else
+      #define count_message(nbytes) (petsc_send_ct += 1, petsc_send_len += (nbytes))
     #endif
     """
     void count_message(long long) noexcept nogil

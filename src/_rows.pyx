@@ -13,7 +13,7 @@ import numpy as np
 cimport cython
 from cpython.buffer cimport (PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release,
                              PyObject_GetBuffer)
-from libc.errno cimport EINTR, EIO, ENOSYS, EOPNOTSUPP, errno
+from libc.errno cimport EINTR, EIO, errno
 from libc.stdint cimport int64_t
 from posix.mman cimport MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.types cimport off_t
@@ -23,9 +23,6 @@ from localckpt._errors import TransferError
 from localckpt._log cimport LOAD, SAVE, log_begin, log_end
 
 __all__ = ["Descriptor", "Pool", "Row"]
-
-cdef extern from "fcntl.h" nogil:
-    int fallocate(int fd, int mode, off_t offset, off_t length)
 
 cdef enum:
     MOST = 1 << 30  # bytes in one call: Linux moves no more than 2 GiB less a page
@@ -63,27 +60,6 @@ cdef class Descriptor:
     def fileno(self):
         """The descriptor's number."""
         return self.fd
-
-    def reserve(self, off_t offset, off_t length):
-        """Take the disk space for a range now. Not collective.
-
-        Where the filesystem cannot do that, a full disk is found in writing.
-
-        Raises
-        ------
-        TransferError
-            If there is not so much space.
-        """
-        cdef int status = 0
-        if length == 0:
-            return
-        with nogil:
-            while True:
-                status = fallocate(self.fd, 0, offset, length)
-                if status == 0 or errno != EINTR:
-                    break
-        if status != 0 and errno not in (EOPNOTSUPP, ENOSYS):
-            raise failure(self, errno, "reserving", length)
 
 
 cdef object failure(Descriptor file, int number, str doing, long long nbytes):

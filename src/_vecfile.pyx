@@ -6,12 +6,16 @@ import errno as _errno
 import os
 import pickle
 import warnings
+from zlib import crc32
 
 import numpy as np
 from mpi4py import MPI
 from petsc4py import PETSc
 
+from libc.errno cimport EINTR, ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport int32_t, int64_t
+from posix.types cimport off_t
+from posix.unistd cimport close as posix_close
 from mpi4py cimport libmpi as mpi
 from mpi4py.MPI cimport Comm
 from petsc4py.PETSc cimport Vec
@@ -25,8 +29,13 @@ from localckpt._errors import (ClosedFile, FileNotFound, LayoutMismatch, NoAcces
 
 __all__ = ["VecFile"]
 
+cdef extern from "fcntl.h" nogil:
+    int FALLOC_FL_KEEP_SIZE
+    int fallocate(int fd, int mode, off_t offset, off_t length)
+
 cdef enum:
     MAXDIM = 32
+    SLACK = 1 << 16  # bytes that HDF5 may want beside the data, for one dataset and the next flush
 
 # How many PetscInts there can be, and what one PetscReal is in HDF5.
 cdef long long PETSCINT_MAX = ((<long long> 1 << (8 * sizeof(PetscInt) - 2)) - 1) * 2 + 1
@@ -47,34 +56,27 @@ cdef object blame(Handle handle, error, name):
     return error
 
 
-cdef refuse(Handle handle, error, name):
-    """Raise on all ranks what this one found before any of them began. Collective."""
-    handle.exchange(-1)
-    handle.settle(blame(handle, error, name))
-
-
-cdef tuple prepare(Handle handle, object name, long long n, long long bs, bint writing):
-    """Local checks, then everybody's sizes. Collective."""
-    error = None
-    try:
-        if writing and handle.mode == "r":
-            raise NoAccess("the file is open for reading only", errno=_errno.EACCES)
-        encode(name)
-        if n % bs:
-            raise LayoutMismatch(f"{n} entries are not whole blocks of {bs}")
-    except Exception as exc:
-        error = blame(handle, exc, name)
-    sizes = handle.exchange(n if error is None else -1)
-    if min(sizes) < 0:
-        handle.settle(error)
+cdef tuple prepare(Handle handle, str what, object name, object n, long long bs, object kind, object error):
+    """Local checks, then everybody's sizes, or the error that any rank has. Collective."""
+    if error is None:
+        try:
+            if what == "write" and handle.mode == "r":
+                raise NoAccess("the file is open for reading only", errno=_errno.EACCES)
+            encode(name)
+            h5type(kind)
+            if n % bs:
+                raise LayoutMismatch(f"{n} entries are not whole blocks of {bs}")
+        except Exception as exc:
+            error = exc
+    sizes = handle.begin((what, name, bs, str(kind)), n, blame(handle, error, name))
     if sum(sizes) > PETSCINT_MAX:
         raise LayoutMismatch(f"{sum(sizes)} entries are more than this PETSc's integers count: "
                              "configure PETSc with 64-bit indices", handle.path, name)
     return sizes
 
 
-cdef int check_old(Handle handle, bytes path, tuple shape, object dtype, bint chunked) except -1:
-    """Only a dataset of the same shape, type and kind of storage is written over."""
+cdef bint check_old(Handle handle, bytes path, tuple shape, object dtype, bint chunked) except -1:
+    """Whether there is such a dataset; only one of the same shape, type and storage is written over."""
     cdef Dataset old
     if exists(handle.id, path):
         old = Dataset()
@@ -82,9 +84,43 @@ cdef int check_old(Handle handle, bytes path, tuple shape, object dtype, bint ch
         shape += (2,) if dtype.kind == "c" else ()
         if old.shape() != shape:
             raise LayoutMismatch(f"a dataset of shape {old.shape()} has this name; {shape} does not replace it")
-        if not CHKH5(H5Tequal(old.type, h5type(dtype))) or old.chunked() != chunked:
+        if (not CHKH5(H5Tequal(old.type, h5type(dtype))) or old.chunked() != chunked
+                or old.is_complex != (dtype.kind == "c")):
             raise LayoutMismatch("a dataset of other numbers has this name")
-    return 0
+        return True
+    return False
+
+
+cdef Dataset contiguous(Handle handle, bytes path, tuple shape, object dtype):
+    """A new dataset at its final place in the file, its disk space reserved. Collective."""
+    cdef Dataset dataset = Dataset()
+    cdef hsize_t dims[MAXDIM]
+    cdef hid_t space, properties
+    cdef int64_t nbytes = dtype.itemsize
+    for i, dim in enumerate(shape):
+        dims[i] = dim
+        nbytes *= dim
+    if dtype.kind == "c":
+        shape += (2,)
+        dims[len(shape) - 1] = 2
+    properties = CHKH5(H5Pcreate(H5P_DATASET_CREATE))
+    CHKH5(H5Pset_layout(properties, H5D_CONTIGUOUS))
+    CHKH5(H5Pset_alloc_time(properties, H5D_ALLOC_TIME_EARLY))
+    CHKH5(H5Pset_fill_time(properties, H5D_FILL_TIME_NEVER))  # nothing is written until somebody does
+    space = CHKH5(H5Screate_simple(len(shape), dims, NULL))
+    dataset.id = H5Dcreate2(handle.id, path, h5type(dtype), space, H5P_DEFAULT, properties, H5P_DEFAULT)
+    H5Sclose(space)
+    H5Pclose(properties)
+    CHKH5(dataset.id)
+    try:
+        if nbytes:
+            handle.reserve(H5Dget_offset(dataset.id), nbytes)
+    except StorageError:
+        H5Ldelete(handle.id, path, H5P_DEFAULT)
+        raise
+    if dtype.kind == "c":
+        dataset.mark(b"complex", 1)  # PETSc's own mark
+    return dataset
 
 
 cdef int check_fit(Handle handle, Dataset dataset, tuple sizes, object dtype) except -1:
@@ -94,6 +130,9 @@ cdef int check_fit(Handle handle, Dataset dataset, tuple sizes, object dtype) ex
               "real" if H5Tget_class(dataset.type) == H5T_FLOAT else "other")
     if stored != wanted or dataset.ndims == 0:
         raise LayoutMismatch(f"stored are {stored} numbers, to be read are {wanted} ones")
+    if (H5Tget_size(dataset.type) > H5Tget_size(h5type(dtype))
+            or wanted == "integer" and H5Tget_sign(dataset.type) != H5Tget_sign(h5type(dtype))):
+        raise LayoutMismatch(f"{dtype} does not hold the numbers that are stored")
     if dataset.entries() != sum(sizes):
         raise LayoutMismatch(f"stored are {dataset.entries()} entries, to be read are {sum(sizes)}")
     if dataset.layout >= 0:
@@ -113,7 +152,7 @@ cdef int check_fit(Handle handle, Dataset dataset, tuple sizes, object dtype) ex
     return 0
 
 
-cdef int write_scalars(Handle handle, object name, const void* data, long long n, long long bs) except -1:
+cdef int write_scalars(Handle handle, object name, const void* data, long long n, long long bs, error=None) except -1:
     cdef Dataset dataset
     cdef PetscVec v = NULL
     cdef PetscErrorCode ierr = 0
@@ -122,12 +161,13 @@ cdef int write_scalars(Handle handle, object name, const void* data, long long n
     log_begin(SAVE)
     begin_capture()
     try:
-        sizes = prepare(handle, name, n, bs, writing=True)
+        sizes = prepare(handle, "write", name, n, bs, SCALAR, error)
         error = None
         try:
             path = encode(name)
             link = path
-            check_old(handle, path, (sum(sizes) // bs,) + (() if bs == 1 else (bs,)), SCALAR, True)
+            if not check_old(handle, path, (sum(sizes) // bs,) + (() if bs == 1 else (bs,)), SCALAR, True):
+                handle.reserve(-1, sum(sizes) * sizeof(PetscScalar))
             with nogil:
                 CHKERR(VecCreateMPIWithArray(handle.comm, <PetscInt> bs, <PetscInt> n, PETSC_DECIDE,
                                              <const PetscScalar*> data, &v))
@@ -152,38 +192,25 @@ cdef int write_scalars(Handle handle, object name, const void* data, long long n
     return 0
 
 
-cdef int write_entries(Handle handle, object name, object array, long long row) except -1:
+cdef int write_entries(Handle handle, object name, object array, long long row, error) except -1:
     """Numbers other than PetscScalar: a dataset of our own making."""
-    cdef Dataset dataset = Dataset()
-    cdef hsize_t dims[MAXDIM]
-    cdef hid_t space, type
+    cdef Dataset dataset
     cdef bytes path
     cdef long long data = array.ctypes.data
     log_begin(SAVE)
     begin_capture()
     try:
-        sizes = prepare(handle, name, array.size, max(1, row), writing=True)
+        sizes = prepare(handle, "write", name, array.size, row, array.dtype, error)
         error = None
         try:
             path = encode(name)
-            type = h5type(array.dtype)
-            shape = (sum(sizes) // max(1, row),) + array.shape[1:]
-            check_old(handle, path, shape, array.dtype, False)
-            if not exists(handle.id, path):
-                shape += (2,) if array.dtype.kind == "c" else ()
-                for i, dim in enumerate(shape):
-                    dims[i] = dim
-                space = CHKH5(H5Screate_simple(len(shape), dims, NULL))
-                dataset.id = H5Dcreate2(handle.id, path, type, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT)
-                H5Sclose(space)
-                CHKH5(dataset.id)
-                if array.dtype.kind == "c":
-                    dataset.mark(b"complex", 1)
-                dataset.mark(LAYOUT, layout_number(handle, sizes))
-                dataset = Dataset()
+            shape = (sum(sizes) // row,) + array.shape[1:]
+            if not check_old(handle, path, shape, array.dtype, False):
+                contiguous(handle, path, shape, array.dtype)
+            dataset = Dataset()
             dataset.open(handle, path)
             dataset.mark(LAYOUT, layout_number(handle, sizes))
-            dataset.move(type, handle.dxpl, <void*> data, sum(sizes[:handle.rank]), array.size, True)
+            dataset.move(h5type(array.dtype), handle.dxpl, <void*> data, sum(sizes[:handle.rank]), array.size, True)
         except Exception as exc:
             error = blame(handle, exc, name)
         handle.settle(error)
@@ -194,53 +221,34 @@ cdef int write_entries(Handle handle, object name, object array, long long row) 
 
 
 cdef tuple create_rows(Handle handle, object name, int rows, long long limit, object array):
-    cdef Dataset dataset = Dataset()
-    cdef hid_t space, properties, type
-    cdef hsize_t dims[3]
-    cdef long long stride = 0
+    cdef Dataset dataset
     begin_capture()
     try:
-        sizes = prepare(handle, name, array.size, 1, writing=True)
+        sizes = prepare(handle, "write", name, array.size, 1, array.dtype, None)
+        stride = sum(sizes) * array.itemsize
+        rows = max(1, min(rows, limit // max(1, stride)))
         error = None
         try:
-            is_complex = array.dtype.kind == "c"
-            type = h5type(array.dtype)
-            stride = sum(sizes) * array.itemsize
-            dims[0] = max(1, min(rows, limit // max(1, stride)))
-            dims[1] = sum(sizes)
-            dims[2] = 2
-            path = encode(name)
-            # At its final place from the start, and never touched by HDF5 itself.
-            properties = CHKH5(H5Pcreate(H5P_DATASET_CREATE))
-            CHKH5(H5Pset_layout(properties, H5D_CONTIGUOUS))
-            CHKH5(H5Pset_alloc_time(properties, H5D_ALLOC_TIME_EARLY))
-            CHKH5(H5Pset_fill_time(properties, H5D_FILL_TIME_NEVER))
-            space = CHKH5(H5Screate_simple(3 if is_complex else 2, dims, NULL))
-            dataset.id = H5Dcreate2(handle.id, path, type, space, H5P_DEFAULT, properties, H5P_DEFAULT)
-            H5Sclose(space)
-            H5Pclose(properties)
-            CHKH5(dataset.id)
-            dataset.mark(b"timestepping", 1)  # PETSc's own marks: VecLoad finds its way
-            if is_complex:
-                dataset.mark(b"complex", 1)
+            dataset = contiguous(handle, encode(name), (rows, sum(sizes)), array.dtype)
+            dataset.mark(b"timestepping", 1)  # PETSc's own mark: VecLoad finds its way
             dataset.mark(LAYOUT, layout_number(handle, sizes))
         except Exception as exc:
             error = blame(handle, exc, name)
         handle.settle(error)
         first = H5Dget_offset(dataset.id) + sum(sizes[:handle.rank]) * array.itemsize if stride else 0
-        return first, stride, dims[0]
+        return first, stride, rows
     finally:
         end_capture()
 
 
-cdef int read_entries(Handle handle, object name, void* data, long long n, object dtype) except -1:
+cdef int read_entries(Handle handle, object name, void* data, long long n, object dtype, error=None) except -1:
     cdef Dataset dataset = Dataset()
     cdef hid_t type
     cdef long long first
     log_begin(LOAD)
     begin_capture()
     try:
-        sizes = prepare(handle, name, n, 1, writing=False)
+        sizes = prepare(handle, "read", name, n, 1, dtype, error)
         error = None
         try:
             dataset.open(handle, find(handle, name))
@@ -261,6 +269,13 @@ cdef int read_entries(Handle handle, object name, void* data, long long n, objec
 # -----------------------------------------------------------------------------
 # VecFile
 # -----------------------------------------------------------------------------
+
+cdef PetscVec vec_of(object vec) except NULL:
+    if not isinstance(vec, Vec) or (<Vec> vec).vec == NULL:
+        raise TypeError("a Vec that was not created, or is destroyed" if isinstance(vec, Vec) else
+                        f"not a petsc4py Vec but a {type(vec).__name__}")
+    return <PetscVec> (<Vec> vec).vec
+
 
 cdef Handle checked(VecFile file):
     if file.closed:
@@ -303,16 +318,14 @@ cdef class VecFile:
     """
 
     def __init__(self, comm, path, mode="r", *, collective=None):
-        if mode not in ("r", "w", "a"):
-            raise ValueError(f"mode is 'r', 'w' or 'a', not {mode!r}")
         if isinstance(comm, PETSc.Comm):
             comm = comm.tompi4py()
         if collective is None:
             collective = PETSc.Options("localckpt_").getBool("collective", False)
+        self._handle = open_handle(comm, path, mode, collective)
         self.comm = comm
-        self.path = os.fspath(path)
+        self.path = (<Handle> self._handle).path
         self.mode = mode
-        self._handle = open_handle(comm, self.path, mode, collective)
 
     cdef int write_scalars(self, object name, const void* data, long long n, long long bs) except -1:
         return write_scalars(checked(self), name, data, n, bs)
@@ -322,7 +335,7 @@ cdef class VecFile:
 
     # ------------------------------------------------------------------ writing
 
-    def write(self, name, Vec vec not None):
+    def write(self, name, vec):
         """Store a Vec under `name`, replacing what has the same name and sizes.
 
         Collective on the file's communicator.  `vec` may live on any communicator;
@@ -343,21 +356,25 @@ cdef class VecFile:
         --------
         petsc.VecView, petsc.VecCreateMPIWithArray
         """
-        cdef PetscVec v = <PetscVec> vec.vec
+        cdef PetscVec v = NULL
         cdef PetscInt n = 0, bs = 1
         cdef const PetscScalar* data = NULL
+        cdef Handle handle = checked(self)
+        error = None
         begin_capture()
         try:
             try:
+                v = vec_of(vec)
                 CHKERR(VecGetLocalSize(v, &n))
                 CHKERR(VecGetBlockSize(v, &bs))
                 CHKERR(VecGetArrayRead(v, &data))
-            except StorageError as exc:
-                refuse(checked(self), exc, name)
+            except Exception as exc:
+                error = exc
             try:
-                write_scalars(checked(self), name, data, n, bs)
+                write_scalars(handle, name, data, n, bs, error)
             finally:
-                VecRestoreArrayRead(v, &data)
+                if data != NULL:
+                    VecRestoreArrayRead(v, &data)
         finally:
             end_capture()
 
@@ -379,17 +396,25 @@ cdef class VecFile:
         NoAccess, LayoutMismatch, ClosedFile, TransferError
             On every rank of the file's communicator.
         """
-        array = np.ascontiguousarray(array)
-        row = int(np.prod(array.shape[1:], dtype=np.int64))
-        cdef long long data = array.ctypes.data
+        cdef long long row = 1
+        cdef long long data
+        cdef Handle handle = checked(self)
+        error = None
+        try:
+            array = np.ascontiguousarray(array)
+            row = max(1, int(np.prod(array.shape[1:], dtype=np.int64)))
+            h5type(array.dtype)
+        except Exception as exc:
+            error, array = exc, np.empty(0, SCALAR)
         if array.dtype == SCALAR:
-            write_scalars(checked(self), name, <const void*> data, array.size, max(1, row))
+            data = array.ctypes.data
+            write_scalars(handle, name, <const void*> data, array.size, row, error)
         else:
-            write_entries(checked(self), name, array, row)
+            write_entries(handle, name, array, row, error)
 
     # ------------------------------------------------------------------ reading
 
-    def read(self, name, Vec vec not None):
+    def read(self, name, vec):
         """Fill `vec` with what is stored under `name`.
 
         Collective on the file's communicator.  The bytes land once, in the Vec's own
@@ -410,20 +435,24 @@ cdef class VecFile:
         --------
         petsc.VecLoad
         """
-        cdef PetscVec v = <PetscVec> vec.vec
+        cdef PetscVec v = NULL
         cdef PetscInt n = 0
         cdef PetscScalar* data = NULL
+        cdef Handle handle = checked(self)
+        error = None
         begin_capture()
         try:
             try:
+                v = vec_of(vec)
                 CHKERR(VecGetLocalSize(v, &n))
                 CHKERR(VecGetArrayWrite(v, &data))
-            except StorageError as exc:
-                refuse(checked(self), exc, name)
+            except Exception as exc:
+                error = exc
             try:
-                read_entries(checked(self), name, data, n, SCALAR)
+                read_entries(handle, name, data, n, SCALAR, error)
             finally:
-                VecRestoreArrayWrite(v, &data)
+                if data != NULL:
+                    VecRestoreArrayWrite(v, &data)
         finally:
             end_capture()
 
@@ -443,10 +472,17 @@ cdef class VecFile:
         UnknownDataset, LayoutMismatch, ClosedFile, TransferError
             On every rank of the file's communicator.
         """
-        cdef long long data = array.ctypes.data
-        if not (array.flags.c_contiguous and array.flags.writeable):
-            refuse(checked(self), LayoutMismatch("the array to fill is not C-contiguous and writeable"), name)
-        read_entries(checked(self), name, <void*> data, array.size, array.dtype)
+        cdef long long data = 0
+        cdef Handle handle = checked(self)
+        error = None
+        try:
+            if not (array.flags.c_contiguous and array.flags.writeable):
+                raise LayoutMismatch("the array to fill is not C-contiguous and writeable")
+            data = array.ctypes.data
+            h5type(array.dtype)
+        except Exception as exc:
+            error, array = exc, np.empty(0, SCALAR)
+        read_entries(handle, name, <void*> data, array.size, array.dtype, error)
 
     def create_rows(self, name, rows, array, *, limit=2**28):
         """Make a dataset for arrays like `array`, one in each row, at its final place in the file.
@@ -611,8 +647,10 @@ cdef class VecFile:
 
     def __del__(self):
         if not self.closed:
-            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self)
-            self.drop()
+            try:  # where warnings are errors, too
+                warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self)
+            finally:
+                self.drop()
 
     def __repr__(self):
         return f"<{'closed ' if self.closed else ''}VecFile {self.path!r}, mode {self.mode!r}>"

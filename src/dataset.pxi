@@ -163,14 +163,21 @@ cdef hid_t h5type(object dtype) except? -1:
     return type
 
 
+cdef bint is_dataset(hid_t where, bytes path):
+    cdef hid_t thing
+    if b"\0" in path or path.strip(b"/").startswith(LAYOUTS) or not exists(where, path):
+        return False
+    thing = H5Oopen(where, path, H5P_DEFAULT)
+    kind = H5Iget_type(thing)
+    H5Oclose(thing)
+    return kind == H5I_DATASET
+
+
 cdef bytes find(Handle handle, object name):
     """Where name is: under its encoded name, or at that path in a file of PETSc's."""
-    path = encode(name)
-    if exists(handle.id, path):
-        return path
-    path = name.encode(errors="surrogateescape")
-    if b"\0" not in path and path.strip(b"/.") and exists(handle.id, path):
-        return path
+    for path in (encode(name), name.encode(errors="surrogateescape")):
+        if is_dataset(handle.id, path):
+            return path
     raise UnknownDataset("no such dataset")
 
 

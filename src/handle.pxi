@@ -12,12 +12,15 @@ cdef class Handle:
     cdef PetscViewer viewer
     cdef hid_t id, dxpl
     cdef int dropped
+    cdef int fd       # rank 0's plain descriptor of a file to write
+    cdef int64_t end  # of what is known to be allocated
     cdef readonly str path, mode
     cdef dict layouts  # number -> sizes of all ranks, and back
 
     def __cinit__(self):
         self.viewer = NULL
         self.dxpl = H5P_DEFAULT
+        self.fd = -1
         self.layouts = {}
 
     cdef settle(self, error):
@@ -47,16 +50,63 @@ cdef class Handle:
             CHKMPI(mpi.MPI_Bcast(buffer, n, mpi.MPI_CHAR, first, self.comm))
         raise pickle.loads(payload)
 
-    cdef tuple exchange(self, long long n):
-        """Everybody's number of entries. Collective."""
-        cdef int64_t mine = n
-        cdef int64_t[::1] sizes
+    cdef tuple begin(self, object call, long long n, object error):
+        """Everybody's number of entries, or anybody's error. Collective."""
+        sizes = self.exchange(n if error is None else -1, call)
+        if min(sizes) < 0:
+            self.settle(error)
+        return sizes
+
+    cdef tuple exchange(self, long long n, object call):
+        """Everybody's number of entries, once all ranks make the same call. Collective."""
+        cdef int64_t mine[2]
+        cdef int64_t[:, ::1] all
         if self.size == 1:
             return (n,)
-        sizes = np.empty(self.size, dtype=np.int64)
+        mine = [n, crc32(repr(call).encode(errors="surrogateescape"))]
+        all = np.empty((self.size, 2), dtype=np.int64)
         with nogil:
-            CHKMPI(mpi.MPI_Allgather(&mine, 1, mpi.MPI_INT64_T, &sizes[0], 1, mpi.MPI_INT64_T, self.comm))
+            CHKMPI(mpi.MPI_Allgather(mine, 2, mpi.MPI_INT64_T, &all[0, 0], 2, mpi.MPI_INT64_T, self.comm))
+        sizes, calls = np.asarray(all).T.tolist()
+        if min(sizes) >= 0 and len(set(calls)) > 1:
+            raise LayoutMismatch(f"not all ranks make the same call; rank 0 and rank "
+                                 f"{[c == calls[0] for c in calls].index(False)} differ", self.path)
         return tuple(sizes)
+
+    cdef int reserve(self, int64_t start, int64_t nbytes) except -1:
+        """Take the disk space for what comes next, and for HDF5's own needs. Collective.
+
+        A full disk is found here. Found in MPI-IO it would leave a file that HDF5 can
+        neither flush nor close.  Where the filesystem cannot reserve, it is found there.
+
+        Parameters
+        ----------
+        start : int
+            Where the bytes are in the file; -1 for the end of what is allocated.
+        nbytes : int
+        """
+        cdef int status = 0
+        error = None
+        if self.fd >= 0:
+            if start < 0:  # VecView's flush has made the file as long as HDF5 thinks it is
+                start = max(os.fstat(self.fd).st_size, self.end)
+            with nogil:
+                while True:
+                    status = fallocate(self.fd, FALLOC_FL_KEEP_SIZE, <off_t> start, <off_t> (nbytes + SLACK))
+                    if status == 0 or errno != EINTR:
+                        break
+            if status == 0 or errno in (EOPNOTSUPP, ENOSYS):
+                self.end = max(self.end, start + nbytes)
+            else:
+                error = TransferError(f"{os.strerror(errno)}, reserving {nbytes + SLACK} bytes",
+                                      self.path, errno=errno)
+        self.settle(error)
+        return 0
+
+    cdef void close_fd(self) noexcept:
+        if self.fd >= 0:
+            posix_close(self.fd)
+            self.fd = -1
 
     cdef int close(self) except -1:
         """Give everything back. Collective where there are several ranks."""
@@ -76,8 +126,10 @@ cdef class Handle:
         except StorageError as exc:
             exc.file = self.path
             error = exc
+            stuck.append(self.path)
         finally:
             end_capture()
+            self.close_fd()
         try:
             self.settle(error)
         finally:
@@ -88,6 +140,8 @@ cdef class Handle:
 # Every file that is open in this process, in the order of opening. Opening is collective,
 # so on each communicator all its ranks have the same files here in the same order.
 files = []
+# Those that HDF5 could not close, and would try to close again after MPI is gone.
+stuck = []
 
 
 cdef reap(Handle new):
@@ -120,25 +174,42 @@ def _close_all():
             handle.close()
         except StorageError as exc:
             warnings.warn(f"closing at exit: {exc}", ResourceWarning)
+    if stuck:
+        begin_capture()
+        H5close()
+        # Nothing is left to restore HDF5's handlers in.
 
 
-cdef Handle open_handle(object comm, str path, str mode, bint collective):
+cdef Handle open_handle(object comm, object path, object mode, object collective):
     """Open path, or raise the same exception on every rank of comm. Collective."""
     cdef Handle handle = Handle()
-    cdef bytes name = os.fsencode(path)
-    cdef const char* cname = name
+    cdef bytes name
+    cdef const char* cname
     cdef PetscFileMode how
     cdef int fresh
+    cdef PetscBool together
     if not isinstance(comm, Comm) or comm == MPI.COMM_NULL:
-        raise ClosedFile(f"{comm!r} is no communicator", file=path)
-    handle.path = path
-    handle.mode = mode
+        raise ClosedFile("there is no communicator (freed, or COMM_NULL)", file=str(path))
     begin_capture()
     try:
         CHKERR(PetscCommDuplicate((<Comm> comm).ob_mpi, &handle.comm, NULL))
         CHKMPI(mpi.MPI_Comm_rank(handle.comm, &handle.rank))
         CHKMPI(mpi.MPI_Comm_size(handle.comm, &handle.size))
         try:
+            error = None
+            try:
+                handle.path = os.fspath(path)
+                name = os.fsencode(path)
+                if b"\0" in name:
+                    raise ValueError(f"a path has no null byte: {path!r}")
+                if mode not in ("r", "w", "a"):
+                    raise ValueError(f"mode is 'r', 'w' or 'a', not {mode!r}")
+                handle.mode = mode
+            except Exception as exc:
+                error = exc
+            handle.begin((name if error is None else b"", mode, bool(collective)), 0, error)
+            cname = name
+            together = PETSC_TRUE if collective else PETSC_FALSE
             reap(handle)
             fresh = agree_on_file(handle, mode)
             how = (FILE_MODE_WRITE if fresh else FILE_MODE_READ if mode == "r" else FILE_MODE_APPEND)
@@ -146,23 +217,26 @@ cdef Handle open_handle(object comm, str path, str mode, bint collective):
             try:
                 with nogil:
                     CHKERR(PetscViewerHDF5Open(handle.comm, cname, how, &handle.viewer))
-                    # PETSc has read -viewer_hdf5_sp_output and -viewer_hdf5_collective, which are
-                    # meant for the user's other viewers: a checkpoint keeps its precision.
+                    # PETSc has read -viewer_hdf5_sp_output and its like, which are meant for
+                    # the user's other viewers: a checkpoint keeps its precision.
                     CHKERR(PetscViewerHDF5SetSPOutput(handle.viewer, PETSC_FALSE))
-                    CHKERR(PetscViewerHDF5SetCollective(handle.viewer, <PetscBool> collective))
+                    CHKERR(PetscViewerHDF5SetCollective(handle.viewer, together))
+                    CHKERR(PetscViewerHDF5SetBaseDimension2(handle.viewer, PETSC_FALSE))
+                    CHKERR(PetscViewerHDF5SetDefaultTimestepping(handle.viewer, PETSC_FALSE))
                     CHKERR(PetscViewerHDF5GetFileId(handle.viewer, &handle.id))
-                    if collective:
+                    if together:
                         handle.dxpl = CHKH5(H5Pcreate(H5P_DATASET_XFER))
                         CHKH5(H5Pset_dxpl_mpio(handle.dxpl, H5FD_MPIO_COLLECTIVE))
             except StorageError as exc:
                 # The path was there and could be opened, so what HDF5 objects to is its content.
                 error = (exc if fresh else NotHDF5(exc.cause))
-                error.file = path
+                error.file = handle.path
             handle.settle(error)
         except BaseException:
             if handle.viewer != NULL:
                 PetscViewerDestroy(&handle.viewer)
                 handle.viewer = NULL
+            handle.close_fd()
             PetscCommDestroy(&handle.comm)
             raise
     finally:
@@ -185,7 +259,7 @@ cdef int agree_on_file(Handle handle, str mode) except -1:
                 if handle.rank == 0 and mode == "a":
                     fresh = not os.path.exists(handle.path)
                 create = os.O_CREAT if fresh and handle.rank == 0 else 0
-                os.close(os.open(handle.path, flags | create, 0o600))
+                handle.fd = os.open(handle.path, flags | create | os.O_CLOEXEC, 0o600)
                 if os.path.isdir(handle.path):  # which can be opened for reading
                     raise IsADirectoryError(_errno.EISDIR, os.strerror(_errno.EISDIR))
             except OSError as exc:
@@ -193,6 +267,8 @@ cdef int agree_on_file(Handle handle, str mode) except -1:
                         NoAccess if exc.errno in (_errno.EACCES, _errno.EPERM, _errno.EROFS) else
                         TransferError)
                 error = kind(exc.strerror, handle.path, errno=exc.errno)
+        if handle.rank > 0 or mode == "r":
+            handle.close_fd()
         handle.settle(error)
         if handle.size == 1:
             break

@@ -8,6 +8,7 @@ cdef extern from "hdf5.h" nogil:
     ctypedef int herr_t
     ctypedef int htri_t
     ctypedef unsigned long long hsize_t
+    ctypedef unsigned long long haddr_t
     ctypedef int H5I_type_t
     ctypedef int H5T_class_t
     enum:
@@ -37,7 +38,7 @@ cdef extern from "hdf5.h" nogil:
     herr_t H5Eclear2(hid_t)
     # H5F, H5G, H5O, H5I
     herr_t H5Fflush(hid_t, int)
-    htri_t H5Fis_hdf5(const char*)
+    herr_t H5close()
     hid_t H5Gcreate2(hid_t, const char*, hid_t, hid_t, hid_t)
     herr_t H5Gclose(hid_t)
     hid_t H5Oopen(hid_t, const char*, hid_t)
@@ -45,6 +46,7 @@ cdef extern from "hdf5.h" nogil:
     H5I_type_t H5Iget_type(hid_t)
     # H5L
     ctypedef herr_t (*H5L_iterate_t)(hid_t, const char*, const void*, void*)
+    herr_t H5Ldelete(hid_t, const char*, hid_t)
     htri_t H5Lexists(hid_t, const char*, hid_t)
     herr_t H5Lvisit(hid_t, int, int, H5L_iterate_t, void*)
     # H5D, H5S, H5T
@@ -53,7 +55,7 @@ cdef extern from "hdf5.h" nogil:
     hid_t H5Dget_space(hid_t)
     hid_t H5Dget_type(hid_t)
     hid_t H5Dget_create_plist(hid_t)
-    unsigned long long H5Dget_offset(hid_t)
+    haddr_t H5Dget_offset(hid_t)
     herr_t H5Dread(hid_t, hid_t, hid_t, hid_t, hid_t, void*)
     herr_t H5Dwrite(hid_t, hid_t, hid_t, hid_t, hid_t, const void*)
     herr_t H5Dclose(hid_t)
@@ -66,6 +68,8 @@ cdef extern from "hdf5.h" nogil:
     herr_t H5Sclose(hid_t)
     H5T_class_t H5Tget_class(hid_t)
     htri_t H5Tequal(hid_t, hid_t)
+    size_t H5Tget_size(hid_t)
+    int H5Tget_sign(hid_t)
     herr_t H5Tclose(hid_t)
     # H5A
     htri_t H5Aexists(hid_t, const char*)

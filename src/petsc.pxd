@@ -62,5 +62,7 @@ cdef extern from "petscviewerhdf5.h" nogil:
     PetscErrorCode PetscViewerDestroy(PetscViewer*)
     PetscErrorCode PetscViewerHDF5Open(MPI_Comm, const char*, PetscFileMode, PetscViewer*)
     PetscErrorCode PetscViewerHDF5SetCollective(PetscViewer, PetscBool)
+    PetscErrorCode PetscViewerHDF5SetBaseDimension2(PetscViewer, PetscBool)
+    PetscErrorCode PetscViewerHDF5SetDefaultTimestepping(PetscViewer, PetscBool)
     PetscErrorCode PetscViewerHDF5SetSPOutput(PetscViewer, PetscBool)
     PetscErrorCode PetscViewerHDF5GetFileId(PetscViewer, hid_t*)

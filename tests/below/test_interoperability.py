@@ -188,8 +188,8 @@ def test_h5dump_reads_our_file(tmp_path):
     with VecFile(MPI.COMM_SELF, tmp_path / "w.h5", "w") as file:
         file.write_array("i", np.array([3, 1, 4], "i2"))
         file.write_array("u", np.array([0.5, 0.25]))
-    result = subprocess.run(["h5dump", "-y", "-d", "/i", "-d", "/u", tmp_path / "w.h5"], timeout=60, text=True,
-                            capture_output=True)
+    result = subprocess.run(["h5dump", "-y", "-d", "/i", "-d", "/u", tmp_path / "w.h5"], timeout=60,
+                            text=True, capture_output=True)
     assert (result.returncode, result.stderr) == (0, "")
     assert "H5T_STD_I16LE" in result.stdout and "3, 1, 4" in result.stdout and "0.5" in result.stdout
 

@@ -1,5 +1,6 @@
 """Reads and writes that fail: one exception, the same on all ranks, that says where."""
 
+import itertools
 import re
 
 import h5py
@@ -37,11 +38,13 @@ def test_unknown_dataset(path, make_vec, raises_everywhere):
 @pytest.mark.parametrize("n", [0, 5, 7])
 def test_wrong_global_size(path, make_vec, raises_everywhere, n):
     with VecFile(WORLD, path, "a") as file:
-        with raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="u", match=f"{6 * WORLD.size} "):
+        with raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="u",
+                               match=f"{6 * WORLD.size} "):
             file.read("u", make_vec(WORLD, n))
         with raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="u"):
             file.write("u", make_vec(WORLD, n))
-        with raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="u", match=str((6 * WORLD.size,))):
+        with raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="u",
+                               match=str((6 * WORLD.size,))):
             file.write("u", make_vec(WORLD, 6, 3))
         back = make_vec(WORLD, 6)
         back.set(0)
@@ -72,11 +75,9 @@ def test_other_number_of_ranks(shared_tmp, make_vec, raises_everywhere):
 
 
 @pytest.mark.parallel([1, 2, 3])
-@pytest.mark.parametrize("stored", ["real", "integer", "complex"])
-@pytest.mark.parametrize(("wanted", "dtype"), [("real", "f4"), ("integer", "i4"), ("complex", "c8")])
-def test_wrong_kind_of_number(path, raises_everywhere, stored, wanted, dtype):
-    if stored == wanted:
-        return  # reading works then: see test_vecfile_arrays
+@pytest.mark.parametrize(("stored", "wanted"), itertools.permutations(["real", "integer", "complex"], 2))
+def test_wrong_kind_of_number(path, raises_everywhere, stored, wanted):
+    dtype = {"real": "f4", "integer": "i4", "complex": "c8"}[wanted]
     with VecFile(WORLD, path) as file, \
             raises_everywhere(LayoutMismatch, ValueError, file=path, dataset=stored, match=wanted):
         file.read_array(stored, np.zeros(6, dtype))
@@ -89,7 +90,8 @@ def test_text_is_no_numbers(shared_tmp, raises_everywhere):
         with h5py.File(path, "w") as file:
             file["text"] = ["a", "b"]
     WORLD.barrier()
-    with VecFile(WORLD, path) as file, raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="text"):
+    with VecFile(WORLD, path) as file, \
+            raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="text"):
         file.read_array("text", np.zeros(2))
 
 
@@ -125,7 +127,8 @@ def test_writing_in_mode_r(path, make_vec, raises_everywhere):
 def test_closed_file(path, make_vec, raises_everywhere):
     file, vec, array = VecFile(WORLD, path, "a"), make_vec(WORLD, 6), np.zeros(6)
     file.close()
-    for use in (lambda: file.write("u", vec), lambda: file.read("u", vec), lambda: file.write_array("u", array),
+    for use in (lambda: file.write("u", vec), lambda: file.read("u", vec),
+                lambda: file.write_array("u", array),
                 lambda: file.read_array("u", array), file.names, file.flush, lambda: "u" in file,
                 lambda: file.sizes("u"), lambda: file.read_array("u", array[::2])):
         with raises_everywhere(ClosedFile, ValueError, match=repr(str(path))):

@@ -68,8 +68,8 @@ file.close()
 """
 
 READS = ["size", "strided", "kind", "dtype", "name", "bad name", "no array", "no Vec", "destroyed Vec"]
-WRITES = ["size", "block size", "rows", "rows of scalars", "unsupported", "other integers", "unsupported scalars",
-          "other reals", "other name", "bad name", "ragged", "no Vec", "destroyed Vec"]
+WRITES = ["size", "block size", "rows", "rows of scalars", "unsupported", "other integers",
+          "unsupported scalars", "other reals", "other name", "bad name", "ragged", "no Vec", "destroyed Vec"]
 OPENS = ["mode", "other mode", "path", "zero byte", "no path"]
 
 
@@ -80,7 +80,8 @@ def test_one_rank_alone_with_a_bad_argument(tmp_path, run_script, case):
     assert (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("case", ["read: kind", "read: dtype", "read: name", "write: unsupported", "write: size"])
+@pytest.mark.parametrize("case", ["read: kind", "read: dtype", "read: name", "write: unsupported",
+                                  "write: size"])
 def test_one_rank_alone_in_collective_transfers(tmp_path, run_script, case):
     result = run_script(ONE_RANK_ALONE, tmp_path / "w.h5", case, "collective", ranks=2, seconds=15)
     assert (result.returncode, result.stderr) == (0, "")
@@ -201,7 +202,8 @@ def test_read_only_file_system(tmp_path, run_script, ranks):
     disk = tmp_path / "disk"
     disk.mkdir()
     result = run_script(READ_ONLY, disk, ranks=ranks, before=in_namespace(
-        f"mount -t tmpfs -o size=1m none {disk} && cp {tmp_path}/old.h5 {disk} && mount -o remount,ro {disk}"))
+        f"mount -t tmpfs -o size=1m none {disk} && cp {tmp_path}/old.h5 {disk} && "
+        f"mount -o remount,ro {disk}"))
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -226,8 +228,8 @@ else:
     everywhere = attempt(file.write_array, "big", big)
 assert len(set(everywhere)) == 1 and everywhere[0][0] == "TransferError", everywhere
 assert repr(path) in everywhere[0][1] and "'big" in everywhere[0][1], everywhere
-for call in (lambda: file.write_array("small", small), lambda: file.write_array("second", small[:10]), file.flush,
-             lambda: file.read_array("small", np.zeros(1000)), file.close):
+for call in (lambda: file.write_array("small", small), lambda: file.write_array("second", small[:10]),
+             file.flush, lambda: file.read_array("small", np.zeros(1000)), file.close):
     everywhere = attempt(call)
     assert len(set(everywhere)) == 1 and everywhere[0][0] in ("nothing", "TransferError"), everywhere
 assert file.closed

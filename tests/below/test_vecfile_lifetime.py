@@ -246,7 +246,8 @@ def test_log_events_count_calls_and_bytes(shared_tmp, make_vec):
         file.write_array("a", array)
         file.read("u", vec)
         file.read_array("a", array)
-    save, load = ({key: new[key] - old[key] for key in new} for old, new in zip(before, counted(), strict=True))
+    save, load = ({key: new[key] - old[key] for key in new}
+                  for old, new in zip(before, counted(), strict=True))
     nbytes = vec.array_r.nbytes
     assert (save["count"], save["messageLength"]) == (4, 3 * nbytes + 20)
     assert (load["count"], load["messageLength"]) == (2, nbytes + 20)

@@ -21,8 +21,8 @@ from localckpt import (
 
 WORLD = MPI.COMM_WORLD
 
-KINDS = {FileNotFound: FileNotFoundError, NoAccess: PermissionError, NotHDF5: OSError, UnknownDataset: KeyError,
-         LayoutMismatch: ValueError, ClosedFile: ValueError, TransferError: OSError}
+KINDS = {FileNotFound: FileNotFoundError, NoAccess: PermissionError, NotHDF5: OSError,
+         UnknownDataset: KeyError, LayoutMismatch: ValueError, ClosedFile: ValueError, TransferError: OSError}
 
 
 @pytest.fixture
@@ -93,7 +93,8 @@ def test_folder_as_file(shared_tmp, raises_everywhere, mode):
 
 @pytest.mark.parallel([1, 2, 3])
 @pytest.mark.parametrize("mode", ["r", "a"])
-@pytest.mark.parametrize("content", [b"no HDF5 at all" * 1000, b"\x89HDF\r\n\x1a\n"], ids=["text", "signature"])
+@pytest.mark.parametrize("content", [b"no HDF5 at all" * 1000, b"\x89HDF\r\n\x1a\n"],
+                         ids=["text", "signature"])
 def test_other_content(shared_tmp, raises_everywhere, mode, content):
     path = shared_tmp / "w.h5"
     on_rank_0(lambda: path.write_bytes(content))
