@@ -1,4 +1,3 @@
-from os import PathLike
 from typing import Any
 
 from numpy.typing import NDArray
@@ -6,7 +5,7 @@ from numpy.typing import NDArray
 class Descriptor:
     @property
     def path(self) -> str: ...
-    def __init__(self, path: str | PathLike[str]) -> None: ...
+    def __init__(self, path: str, flags: int) -> None: ...
     def fileno(self) -> int: ...
 
 class Pool:

@@ -5,6 +5,8 @@ from typing import Any, Literal
 from numpy import uint8
 from numpy.typing import NDArray
 
+from localckpt._rows import Descriptor
+
 class VecFile:
     @property
     def comm(self) -> Any: ...
@@ -12,6 +14,8 @@ class VecFile:
     def path(self) -> str: ...
     @property
     def mode(self) -> str: ...
+    @property
+    def descriptor(self) -> Descriptor: ...
     @property
     def closed(self) -> bool: ...
     def __init__(self, comm: Any, path: str | PathLike[str], mode: Literal["r", "w", "a"] = "r", *,

@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from localckpt._rows import Descriptor, Pool
+from localckpt._rows import Pool
 
 __all__ = ["DirectEngine", "ViewerEngine"]
 
@@ -36,7 +36,6 @@ class DirectEngine:
     def __init__(self, file, recycle):
         self.file = file
         self.recycle = recycle
-        self.descriptor = Descriptor(file.path)
         self.pools: dict[str, Pool] = {}
         self.chunks: defaultdict[str, int] = defaultdict(int)
 
@@ -54,7 +53,7 @@ class DirectEngine:
 
     def grow(self, key, array):
         """Add rows to a key, their disk space reserved. Collective on the file's communicator."""
-        pool = self.pools.setdefault(key, Pool(self.descriptor, self.recycle))
+        pool = self.pools.setdefault(key, Pool(self.file.descriptor, self.recycle))
         rows = more(pool.rows)
         name = f"{key}.{self.chunks[key]}" if self.chunks[key] else key
         self.chunks[key] += 1
@@ -62,6 +61,8 @@ class DirectEngine:
             first, stride, rows = self.file.create_rows(name, rows, array)
         except OSError:  # no room for so many; for one, perhaps
             first, stride, rows = self.file.create_rows(name, 1, array)
+        if not self.recycle:
+            self.file.flush()  # a file to keep is an HDF5 file whatever happens next
         pool.add(first, stride, rows)
         if pool.due == 0:
             pool.due = rows

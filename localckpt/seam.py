@@ -7,8 +7,8 @@ Firedrake's own checkpointer keep working beside ours.
 
 import warnings
 import weakref
+from importlib.metadata import version
 
-import firedrake
 from firedrake.adjoint_utils import checkpointing as fd
 from firedrake.adjoint_utils.mesh import MeshGeometryMixin
 from pyadjoint import get_working_tape
@@ -62,12 +62,7 @@ def install(ours, checkpoint_class, everywhere=False):
         If this Firedrake has no such place.
     """
     uninstall()
-    theirs = {name: getattr(fd, name, None)
-              for name in ("CheckpointFunction", "DiskCheckpointer", "current_checkpoint_file")}
-    gone = [name for name, value in theirs.items() if value is None]
-    if gone:
-        raise ImportError(f"Firedrake {firedrake.__version__} has no {fd.__name__}.{' or '.join(gone)}, "
-                          "where localckpt attaches; a newer localckpt may know its new place")
+    theirs = places()
     warned = False
 
     def new(cls, *args, **kwargs):
@@ -112,6 +107,17 @@ def install(ours, checkpoint_class, everywhere=False):
         replace(theirs["DiskCheckpointer"], "__init__", init)
 
 
+def places():
+    """What localckpt attaches to, or ImportError."""
+    theirs = {name: getattr(fd, name, None)
+              for name in ("CheckpointFunction", "DiskCheckpointer", "current_checkpoint_file")}
+    gone = [name for name, value in theirs.items() if value is None]
+    if gone:
+        raise ImportError(f"Firedrake {version('firedrake')} has no {fd.__name__}.{' or '.join(gone)}, "
+                          "where localckpt attaches; a newer localckpt may know its new place")
+    return theirs
+
+
 def replace(owner, name, value):
     _replaced.append((owner, name, vars(owner).get(name)))
     setattr(owner, name, value)
@@ -125,3 +131,6 @@ def uninstall():
             delattr(owner, name)
         else:
             setattr(owner, name, value)
+
+
+places()  # before anything else of localckpt builds on them

@@ -109,11 +109,8 @@ class Store:
         path = self.path + ".data" if self.cleanup else self.path
         file = VecFile(self.comm, path, "w")
         self._engine = (DirectEngine if self.direct else ViewerEngine)(file, recycle=self.cleanup)
-        if self.cleanup:
-            if self._agrees:
-                self.comm.Barrier()  # each rank has its own descriptor by now
-            if self.comm.rank == 0:
-                os.unlink(path)
+        if self.cleanup and self.comm.rank == 0:  # opening has made sure that all ranks hold it
+            os.unlink(path)
         return self._engine
 
     def flush(self):

@@ -31,12 +31,14 @@ cdef size_t PAGE = sysconf(_SC_PAGESIZE)
 
 
 cdef class Descriptor:
-    """Descriptor(path): a plain descriptor, closed when nobody needs it any more.
+    """Descriptor(path, flags): a plain descriptor, closed when nobody needs it any more.
 
     Parameters
     ----------
     path : str
-        An existing file; it may be unlinked afterwards.
+        The file; it may be unlinked afterwards. Made for its owner alone.
+    flags : int
+        Of :func:`os.open`.
 
     Raises
     ------
@@ -49,9 +51,9 @@ cdef class Descriptor:
     def __cinit__(self):
         self.fd = -1
 
-    def __init__(self, path):
-        self.path = os.fspath(path)
-        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    def __init__(self, path, int flags):
+        self.path = path
+        self.fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
 
     def __dealloc__(self):
         if self.fd >= 0:

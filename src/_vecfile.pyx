@@ -15,7 +15,6 @@ from petsc4py import PETSc
 from libc.errno cimport EINTR, ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport int32_t, int64_t
 from posix.types cimport off_t
-from posix.unistd cimport close as posix_close
 from mpi4py cimport libmpi as mpi
 from mpi4py.MPI cimport Comm
 from petsc4py.PETSc cimport Vec
@@ -26,6 +25,8 @@ from localckpt._errors cimport CHKERR, CHKH5, CHKMPI, begin_capture, end_capture
 from localckpt._log cimport LOAD, SAVE, log_begin, log_end
 from localckpt._errors import (ClosedFile, FileNotFound, LayoutMismatch, NoAccess, NotHDF5,
                                StorageError, TransferError, UnknownDataset)
+
+from localckpt._rows import Descriptor
 
 __all__ = ["VecFile"]
 
@@ -633,6 +634,11 @@ cdef class VecFile:
             handle.dropped = True
             if handle.size == 1:
                 handle.close()
+
+    @property
+    def descriptor(self):
+        """localckpt._rows.Descriptor: a plain one of the file; it may outlive this object."""
+        return checked(self).descriptor
 
     @property
     def closed(self):

@@ -12,15 +12,14 @@ cdef class Handle:
     cdef PetscViewer viewer
     cdef hid_t id, dxpl
     cdef int dropped
-    cdef int fd       # rank 0's plain descriptor of a file to write
-    cdef int64_t end  # of what is known to be allocated
+    cdef object descriptor  # a plain one, of a file to write
+    cdef int64_t end        # of what is known to be allocated
     cdef readonly str path, mode
     cdef dict layouts  # number -> sizes of all ranks, and back
 
     def __cinit__(self):
         self.viewer = NULL
         self.dxpl = H5P_DEFAULT
-        self.fd = -1
         self.layouts = {}
 
     cdef settle(self, error):
@@ -70,7 +69,8 @@ cdef class Handle:
         sizes, calls = np.asarray(all).T.tolist()
         if min(sizes) >= 0 and len(set(calls)) > 1:
             raise LayoutMismatch(f"not all ranks make the same call; rank 0 and rank "
-                                 f"{[c == calls[0] for c in calls].index(False)} differ", self.path)
+                                 f"{[c == calls[0] for c in calls].index(False)} differ",
+                                 self.path if self.viewer != NULL else None)
         return tuple(sizes)
 
     cdef int reserve(self, int64_t start, int64_t nbytes) except -1:
@@ -86,13 +86,15 @@ cdef class Handle:
         nbytes : int
         """
         cdef int status = 0
+        cdef int fd
         error = None
-        if self.fd >= 0:
+        if self.rank == 0:
+            fd = self.descriptor.fileno()
             if start < 0:  # VecView's flush has made the file as long as HDF5 thinks it is
-                start = max(os.fstat(self.fd).st_size, self.end)
+                start = max(os.fstat(fd).st_size, self.end)
             with nogil:
                 while True:
-                    status = fallocate(self.fd, FALLOC_FL_KEEP_SIZE, <off_t> start, <off_t> (nbytes + SLACK))
+                    status = fallocate(fd, FALLOC_FL_KEEP_SIZE, <off_t> start, <off_t> (nbytes + SLACK))
                     if status == 0 or errno != EINTR:
                         break
             if status == 0 or errno in (EOPNOTSUPP, ENOSYS):
@@ -102,11 +104,6 @@ cdef class Handle:
                                       self.path, errno=errno)
         self.settle(error)
         return 0
-
-    cdef void close_fd(self) noexcept:
-        if self.fd >= 0:
-            posix_close(self.fd)
-            self.fd = -1
 
     cdef int close(self) except -1:
         """Give everything back. Collective where there are several ranks."""
@@ -129,7 +126,7 @@ cdef class Handle:
             stuck.append(self.path)
         finally:
             end_capture()
-            self.close_fd()
+            self.descriptor = None
         try:
             self.settle(error)
         finally:
@@ -236,7 +233,6 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
             if handle.viewer != NULL:
                 PetscViewerDestroy(&handle.viewer)
                 handle.viewer = NULL
-            handle.close_fd()
             PetscCommDestroy(&handle.comm)
             raise
     finally:
@@ -259,7 +255,7 @@ cdef int agree_on_file(Handle handle, str mode) except -1:
                 if handle.rank == 0 and mode == "a":
                     fresh = not os.path.exists(handle.path)
                 create = os.O_CREAT if fresh and handle.rank == 0 else 0
-                handle.fd = os.open(handle.path, flags | create | os.O_CLOEXEC, 0o600)
+                handle.descriptor = Descriptor(handle.path, flags | create)
                 if os.path.isdir(handle.path):  # which can be opened for reading
                     raise IsADirectoryError(_errno.EISDIR, os.strerror(_errno.EISDIR))
             except OSError as exc:
@@ -267,8 +263,6 @@ cdef int agree_on_file(Handle handle, str mode) except -1:
                         NoAccess if exc.errno in (_errno.EACCES, _errno.EPERM, _errno.EROFS) else
                         TransferError)
                 error = kind(exc.strerror, handle.path, errno=exc.errno)
-        if handle.rank > 0 or mode == "r":
-            handle.close_fd()
         handle.settle(error)
         if handle.size == 1:
             break

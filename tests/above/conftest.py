@@ -18,6 +18,6 @@ def path(comm, shared_tmp):
     return str(shared_tmp / (f"{MPI.COMM_WORLD.rank}.h5" if comm == MPI.COMM_SELF else "all.h5"))
 
 
-@pytest.fixture
-def store(comm, path):
-    return Store(comm, path)
+@pytest.fixture(params=["direct", "viewer"])
+def store(comm, path, request):
+    return Store(comm, path, engine=request.param)

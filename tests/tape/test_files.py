@@ -102,13 +102,14 @@ def test_many_sweeps_take_no_more_room_than_two(comm, shared_tmp):
     for _ in range(6):
         sweep(functional, SCALES[0])
         sizes.append(open_data(shared_tmp))
-    assert sizes[1] == sizes[5] and len(sizes[1]) == 1, sizes
+    assert sizes[1] == sizes[5] and len(set(sizes[1])) == 1, sizes
 
 
 @pytest.mark.parallel([1, 2])
 def test_many_sweeps_keep_no_more_files_open_than_two(shared_tmp):
     functional = record_on_disk(checkpoint_dir=str(shared_tmp))
     replay(functional)
+    gc.collect()  # of what tests before this one left
     before = len(os.listdir("/proc/self/fd"))
     replay(functional, SCALES * 2)
     assert len(os.listdir("/proc/self/fd")) == before
@@ -161,7 +162,7 @@ def test_without_cleanup_the_values_are_in_an_hdf5_file(shared_tmp, tmp_path, ta
     f = control(1.0).sub(0)
     checkpoint = CheckpointFunction(f)
     (values,) = stored(names(tape)[1], tmp_path).values()
-    assert (values.ravel() == checkpoint.restore().dat.data_ro).all()
+    assert (values[0] == checkpoint.restore().dat.data_ro).all()
 
 
 def test_without_cleanup_nothing_stored_is_overwritten(shared_tmp, tmp_path, tape):
@@ -171,8 +172,9 @@ def test_without_cleanup_nothing_stored_is_overwritten(shared_tmp, tmp_path, tap
         before = stored(names(tape)[1], tmp_path)
         functional(control(0.7))
         after = stored(names(tape)[1], tmp_path)
-    assert before and len(after) > len(before)
-    assert all((after[name] == before[name]).all() for name in before)
+    written = {name: rows.any(axis=1) for name, rows in before.items()}  # rows begin as holes
+    assert any(rows.any() for rows in written.values())
+    assert all((after[name][rows] == before[name][rows]).all() for name, rows in written.items())
 
 
 def test_without_cleanup_the_files_stay(shared_tmp, tape):

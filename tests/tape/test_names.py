@@ -35,13 +35,19 @@ def test_other_names_are_firedrakes_own(name):
     assert getattr(localckpt.adjoint, name) is getattr(firedrakes, name)
 
 
+def without_additions(function):
+    """The signature less what is keyword-only, as all that localckpt adds is."""
+    signature = inspect.signature(function)
+    return signature.replace(parameters=[p for p in signature.parameters.values() if p.kind != p.KEYWORD_ONLY])
+
+
 def test_signature_of_enable_is_firedrakes():
-    assert inspect.signature(enable_disk_checkpointing) == inspect.signature(firedrakes.enable_disk_checkpointing)
+    assert without_additions(enable_disk_checkpointing) == inspect.signature(firedrakes.enable_disk_checkpointing)
 
 
 @pytest.mark.parametrize("name", ["__init__", *COMMON])
 def test_signature_of_checkpointer_method_is_firedrakes(name, detached):
-    ours, theirs = (inspect.signature(getattr(cls, name))
+    ours, theirs = (without_additions(getattr(cls, name))
                     for cls in (DiskCheckpointer, firedrakes.DiskCheckpointer))
     assert ours == theirs
 

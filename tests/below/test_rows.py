@@ -1,0 +1,248 @@
+"""Rows of a file: whole, free again when nobody holds them, and what PETSc and h5py read."""
+
+import os
+import subprocess
+
+import h5py
+import numpy as np
+import pytest
+from mpi4py import MPI
+from petsc4py import PETSc
+
+from localckpt import TransferError, VecFile
+from localckpt._rows import Descriptor, Pool, Row
+
+WORLD = MPI.COMM_WORLD
+PAGE = os.sysconf("SC_PAGESIZE")
+DOUBLE = np.dtype(float)
+
+
+def random(n, seed=0):
+    return np.random.default_rng([seed, WORLD.rank]).standard_normal(n)
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A file of zeros, large enough for the rows here."""
+    path = tmp_path / "rows"
+    path.write_bytes(bytes(64 * PAGE))
+    return path
+
+
+@pytest.fixture
+def make_pool(file):
+    """make_pool(...): a pool of rows in that file."""
+    def make(first=0, stride=800, count=3, recycle=True):
+        pool = Pool(Descriptor(str(file), os.O_RDWR), recycle)
+        pool.add(first, stride, count)
+        return pool
+    return make
+
+
+def open_files(path):
+    """How many descriptors this process has of that file."""
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    # One of them was the listing's own.
+    return [os.readlink(link) for link in links if os.path.lexists(link)].count(path)
+
+
+def test_rows_come_only_from_a_pool():
+    with pytest.raises(TypeError, match="Pool.claim"):
+        Row()
+
+
+def test_rows_are_claimed_in_the_order_of_the_file(make_pool):
+    pool = make_pool(8, 100, 2)
+    pool.add(5000, 100, 1)
+    rows = [pool.claim() for _ in range(3)]
+    assert [row.offset for row in rows] == [8, 108, 5000]
+    assert (pool.claim(), pool.free, pool.rows) == (None, 0, 3)
+
+
+def test_a_dropped_row_is_claimed_again(make_pool):
+    pool = make_pool()
+    rows = [pool.claim() for _ in range(3)]
+    dropped = rows.pop(1).offset
+    assert pool.free == 1 and pool.claim().offset == dropped
+
+
+def test_without_recycling_no_row_is_claimed_again(make_pool):
+    pool = make_pool(count=2, recycle=False)
+    assert [pool.claim().offset for _ in range(2)] == [0, 800]
+    assert pool.claim() is None
+
+
+@pytest.mark.parametrize("first", [0, 7, PAGE - 1, PAGE, PAGE + 8])
+@pytest.mark.parametrize("n", [0, 1, 100, 3000])
+def test_rows_come_back(make_pool, first, n):
+    pool = make_pool(first, 8 * n)
+    rows = [pool.claim() for _ in range(3)]
+    for seed, row in enumerate(rows):
+        row.write(random(n, seed))
+    for seed, row in enumerate(rows):
+        found = np.empty(n)
+        row.read(found)
+        np.testing.assert_array_equal(found, random(n, seed))
+
+
+@pytest.mark.parametrize("array", [np.frombuffer(bytes(80)), np.empty(4)[::2]], ids=["read-only", "strided"])
+def test_an_array_that_cannot_be_filled_is_refused(make_pool, array):
+    with pytest.raises((BufferError, ValueError)):
+        make_pool().claim().read(array)
+
+
+@pytest.mark.parametrize("first", [0, 8, PAGE - 8, PAGE, 3 * PAGE + 24])
+@pytest.mark.parametrize("shape", [(1,), (1000,), (500, 2), (10, 10, 10)])
+def test_a_mapped_array_shows_the_row(make_pool, first, shape):
+    row = make_pool(first).claim()
+    expected = random(shape)
+    row.write(expected)
+    array = row.map(shape, DOUBLE)
+    assert (array.shape, array.dtype) == (shape, DOUBLE)
+    np.testing.assert_array_equal(array, expected)
+
+
+def test_a_mapped_array_is_nobody_elses(make_pool, file):
+    row = make_pool(PAGE - 8).claim()
+    expected = random(100)
+    row.write(expected)
+    before = file.read_bytes()
+    mine, other = (row.map((100,), DOUBLE) for _ in range(2))
+    assert mine.flags.writeable and mine.flags.c_contiguous and mine.flags.aligned
+    mine[:] = -1
+    np.testing.assert_array_equal(other, expected)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("part", [lambda a: a, lambda a: a.reshape(50, 2)[3:].T], ids=["array", "view"])
+def test_a_row_is_not_free_while_it_is_mapped(make_pool, part):
+    pool = make_pool(count=1)
+    row = pool.claim()
+    row.write(random(100))
+    held = part(row.map((100,), DOUBLE))
+    del row
+    assert pool.free == 0
+    np.testing.assert_array_equal(held, part(random(100)))
+    del held
+    assert pool.free == 1
+
+
+def test_the_descriptor_is_open_as_long_as_a_row_or_a_mapping_needs_it(make_pool, file):
+    pool = make_pool()
+    held = [pool.claim(), pool.claim()]
+    held.append(held[0].map((10,), DOUBLE))
+    del pool
+    os.unlink(file)
+    counts = []
+    while held:
+        counts.append(open_files(f"{file} (deleted)"))
+        del held[0]
+    assert [*counts, open_files(f"{file} (deleted)")] == [1, 1, 1, 0]
+
+
+def test_reading_past_the_end_of_the_file_is_an_error(make_pool, file):
+    row = make_pool(os.path.getsize(file) - 40).claim()
+    with pytest.raises(TransferError, match="reading 80 bytes") as error:
+        row.read(np.empty(10))
+    assert (error.value.errno, error.value.file) == (5, str(file)) and repr(str(file)) in str(error.value)
+
+
+def test_a_file_that_may_grow_no_more_is_an_error(run_script, file):
+    result = run_script("""
+import errno, resource, signal
+from localckpt import TransferError
+from localckpt._rows import Descriptor, Pool
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path, size = sys.argv[1], os.path.getsize(sys.argv[1])
+pool = Pool(Descriptor(path, os.O_RDWR), True)
+pool.add(size - 4000, 8000, 1)
+row = pool.claim()
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+try:
+    row.write(np.ones(1000))
+except TransferError as error:
+    assert error.errno == errno.EFBIG and error.file == path and "writing 8000 bytes" in str(error), error
+    row.write(np.ones(500))
+else:
+    raise AssertionError("no error")
+""", file)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+# At most 1000 bytes in a call, and every third one is interrupted.
+SHORT = """
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static int calls;
+#define SHORT(name, number, type) ssize_t name(int fd, type data, size_t n, off_t at) { \\
+        if (++calls % 3 == 0) { errno = EINTR; return -1; } \\
+        return syscall(number, fd, data, n < 1000 ? n : 1000, at); }
+SHORT(pwrite, SYS_pwrite64, const void*)
+SHORT(pwrite64, SYS_pwrite64, const void*)
+SHORT(pread, SYS_pread64, void*)
+SHORT(pread64, SYS_pread64, void*)
+"""
+
+
+def test_short_and_interrupted_transfers_are_continued(run_script, file, tmp_path):
+    (tmp_path / "short.c").write_text(SHORT)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "short.so", tmp_path / "short.c"], check=True)
+    result = run_script("""
+from localckpt._rows import Descriptor, Pool
+file = Descriptor(sys.argv[1], os.O_RDWR)
+assert os.pwrite(file.fileno(), bytes(5000), 0) == 1000
+pool = Pool(file, True)
+pool.add(9, 50_000, 2)
+rows = pool.claim(), pool.claim()
+data = [np.random.default_rng(seed).standard_normal(6000) for seed in range(2)]
+for row, array in zip(rows, data):
+    row.write(array)
+for row, array in zip(rows, data):
+    found = np.empty(6000)
+    row.read(found)
+    assert (found == array).all()
+""", file, before=["env", f"LD_PRELOAD={tmp_path}/short.so"])
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def written_rows(path, count, own):
+    """A closed file in which each rank wrote its part of `count` rows by itself."""
+    parts = [random(own, seed).astype(PETSc.ScalarType) for seed in range(count)]
+    with VecFile(WORLD, str(path), "w") as file:
+        first, stride, rows = file.create_rows("rows", count, parts[0])
+        assert rows == count
+        reserved = os.stat(path).st_blocks * 512
+        WORLD.barrier()  # nobody writes before all have looked
+        pool = Pool(file.descriptor, True)
+        pool.add(first, stride, rows)
+        for row, part in zip([pool.claim() for _ in parts], parts):
+            row.write(part)
+        file.flush()
+    return parts, reserved
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_disk_space_is_reserved_when_rows_are_made(shared_tmp):
+    own = 10_000 * (WORLD.rank + 1)
+    parts, reserved = written_rows(shared_tmp / "rows.h5", 4, own)
+    assert reserved >= 4 * WORLD.allreduce(parts[0].nbytes)
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("own", [5 + WORLD.rank, 7 * (WORLD.rank == 0)], ids=["all", "rank 0 alone"])
+def test_a_row_is_a_timestep_to_petsc(shared_tmp, own):
+    path = str(shared_tmp / "rows.h5")
+    parts, _ = written_rows(path, 3, own)
+    vec = PETSc.Vec().createMPI((own, None), comm=WORLD)
+    vec.setName("rows")
+    viewer = PETSc.ViewerHDF5().create(path, "r", comm=WORLD)
+    viewer.pushTimestepping()
+    for step, part in enumerate(parts):
+        viewer.setTimestep(step)
+        vec.load(viewer)
+        np.testing.assert_array_equal(vec.array_r, part)
+    viewer.destroy()
+    with h5py.File(path, driver="sec2") as file:
+        assert file["rows"].shape[:2] == (3, vec.size)
