@@ -114,7 +114,12 @@ class DiskCheckpointer(TapePackageData):
             self.dirname = make_folder(self.checkpoint_comm, parent, ["init.h5", "current.h5"])
         except (OSError, ValueError) as exc:
             error = exc
-        agree(comm, error)
+        try:
+            agree(comm, error)
+        except Exception:
+            if error is None and self.checkpoint_comm.rank == 0:
+                shutil.rmtree(self.dirname)
+            raise
         place = Place.at(os.path.dirname(self.dirname))
         announce(place, comm)
         self._parent = dirname or os.getcwd()
