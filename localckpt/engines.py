@@ -46,9 +46,10 @@ class DirectEngine:
             wanted = more(pool.rows)
             enough = np.array([pool.free >= wanted], dtype=np.uint8)
             self.file.agree(enough)
-            if not enough[0]:
-                self.grow(key, array)
-            pool.due = min(wanted, pool.rows)
+            if enough[0]:
+                pool.due = wanted
+            else:
+                self.grow(key, array)  # perhaps by fewer rows than wanted, and due as many saves from now
         pool.due -= 1
 
     def grow(self, key, array):
@@ -64,8 +65,7 @@ class DirectEngine:
         if not self.recycle:
             self.file.flush()  # a file to keep is an HDF5 file whatever happens next
         pool.add(first, stride, rows)
-        if pool.due == 0:
-            pool.due = rows
+        pool.due = rows
         return pool
 
     def write(self, key, array):

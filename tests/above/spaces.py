@@ -44,22 +44,22 @@ SPACES = {
     "RT1": plain("RT", 1),
     "vector CG2": lambda: fd.VectorFunctionSpace(triangles(), "CG", 2),
     "tensor DG1": lambda: fd.TensorFunctionSpace(triangles(), "DG", 1),
-    "mixed": lambda: fd.FunctionSpace(triangles(), "CG", 2) * fd.FunctionSpace(triangles(), "DG", 0),
-    "mixed of one space twice": lambda: fd.FunctionSpace(triangles(), "CG", 1) * fd.FunctionSpace(triangles(), "CG", 1),
-    "mixed with Real": lambda: fd.FunctionSpace(triangles(), "CG", 1) * fd.FunctionSpace(triangles(), "R", 0),
+    "mixed": lambda: plain("CG", 2)() * plain("DG", 0)(),
+    "mixed of one space twice": lambda: plain("CG", 1)() * plain("CG", 1)(),
+    "mixed with Real": lambda: plain("CG", 1)() * plain("R", 0)(),
     "Real": plain("R", 0),
     "vector Real": lambda: fd.VectorFunctionSpace(triangles(), "R", 0, dim=3),
     "extruded": lambda: fd.FunctionSpace(prisms(), "CG", 2),
     "periodic": lambda: fd.FunctionSpace(torus(), "CG", 1),
     "few cells": lambda: fd.FunctionSpace(few_cells(), "DG", 0),
-    "restricted": lambda: fd.RestrictedFunctionSpace(
-        fd.FunctionSpace(triangles(), "CG", 2), boundary_set=["on_boundary"]),
-    "dual": lambda: fd.FunctionSpace(triangles(), "CG", 1).dual(),
-    "mixed dual": lambda: (fd.FunctionSpace(triangles(), "CG", 2) * fd.FunctionSpace(triangles(), "R", 0)).dual(),
+    "restricted": lambda: fd.RestrictedFunctionSpace(plain("CG", 2)(), boundary_set=["on_boundary"]),
+    "dual": lambda: plain("CG", 1)().dual(),
+    "mixed dual": lambda: (plain("CG", 2)() * plain("R", 0)()).dual(),
 }
 
 # What has neighbours across ranks: an integral over the facets in between reads halos.
-WITH_FACETS = ["CG1", "DG1", "Q2", "RT1", "vector CG2", "mixed", "mixed with Real", "extruded", "periodic", "restricted"]
+WITH_FACETS = ["CG1", "DG1", "Q2", "RT1", "vector CG2", "mixed", "mixed with Real", "extruded",
+               "periodic", "restricted"]
 
 
 def filled(V, seed=0, **kwargs):

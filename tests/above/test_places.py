@@ -167,7 +167,7 @@ def test_a_made_folder_is_for_nobody_else(tmp_path):
 
 def test_a_made_folder_has_the_files_asked_for(tmp_path):
     made = make_folder(WORLD, str(tmp_path), ["a.h5", "b.h5"])
-    assert {name: os.path.getsize(os.path.join(made, name)) for name in os.listdir(made)} == {"a.h5": 0, "b.h5": 0}
+    assert {file.name: file.stat().st_size for file in os.scandir(made)} == {"a.h5": 0, "b.h5": 0}
 
 
 def test_made_folders_are_different(tmp_path):

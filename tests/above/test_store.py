@@ -67,11 +67,9 @@ def test_keys_are_kept_apart(store):
 
 
 @pytest.mark.parallel([1, 2, 3])
-def test_the_row_of_a_dropped_row_is_used_again(store):
-    row = store.put("a", values(5, 1))
-    first = place(row)
-    del row
-    assert place(store.put("a", values(5, 2))) == first
+def test_what_was_dropped_makes_room(store):
+    places = {place(store.put("a", values(5, seed))) for seed in range(50)}
+    assert len(places) < 10
 
 
 @pytest.mark.parallel([1, 2, 3])
@@ -108,7 +106,9 @@ def test_ranks_that_drop_differently_never_disagree(seed, store):
         assert WORLD.allgather(numbers) == [numbers] * WORLD.size
     # Reading is collective: what some rank has dropped is not read.
     common = set.intersection(*WORLD.allgather(set(held)))
-    assert all((read(store, held[put][1], held[put][0]) == values(held[put][0], put)).all() for put in sorted(common))
+    for put in sorted(common):
+        size, row = held[put]
+        np.testing.assert_array_equal(read(store, row, size), values(size, put))
 
 
 @pytest.mark.parallel([1, 2, 3])

@@ -1,7 +1,12 @@
 """What every test here needs: a tape of its own, and nothing left switched on."""
 
 import pytest
-from firedrake.adjoint import continue_annotation, pause_annotation, pause_disk_checkpointing, set_working_tape
+from firedrake.adjoint import (
+    continue_annotation,
+    pause_annotation,
+    pause_disk_checkpointing,
+    set_working_tape,
+)
 
 from localckpt import seam
 from localckpt.adjoint import DiskCheckpointer, LocalCheckpoint

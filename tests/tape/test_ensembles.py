@@ -105,5 +105,5 @@ def test_files_of_the_world_are_refused_to_a_tape_of_a_member(shared_tmp):
 def test_files_of_the_world_are_refused_to_a_mesh_of_a_member(shared_tmp):
     enable_disk_checkpointing(checkpoint_comm=WORLD, checkpoint_dir=str(shared_tmp))
     f = fd.Function(fd.FunctionSpace(mesh(), "CG", 1))
-    with pytest.raises(ValueError, match="checkpoint_comm has 1 ranks that are not in the mesh's communicator"):
+    with pytest.raises(ValueError, match="1 ranks that are not in the mesh's communicator"):
         CheckpointFunction(f)

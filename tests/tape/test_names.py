@@ -38,11 +38,13 @@ def test_other_names_are_firedrakes_own(name):
 def without_additions(function):
     """The signature less what is keyword-only, as all that localckpt adds is."""
     signature = inspect.signature(function)
-    return signature.replace(parameters=[p for p in signature.parameters.values() if p.kind != p.KEYWORD_ONLY])
+    return signature.replace(parameters=[parameter for parameter in signature.parameters.values()
+                                         if parameter.kind != parameter.KEYWORD_ONLY])
 
 
 def test_signature_of_enable_is_firedrakes():
-    assert without_additions(enable_disk_checkpointing) == inspect.signature(firedrakes.enable_disk_checkpointing)
+    theirs = inspect.signature(firedrakes.enable_disk_checkpointing)
+    assert without_additions(enable_disk_checkpointing) == theirs
 
 
 @pytest.mark.parametrize("name", ["__init__", *COMMON])
@@ -52,7 +54,8 @@ def test_signature_of_checkpointer_method_is_firedrakes(name, detached):
     assert ours == theirs
 
 
-@pytest.mark.parametrize("name", ["__init__", "save_function", "load_function", "close", "__enter__", "__exit__"])
+@pytest.mark.parametrize(
+    "name", ["__init__", "__enter__", "__exit__", "save_function", "load_function", "close"])
 def test_signature_of_file_method_is_firedrakes(name):
     ours, theirs = (inspect.signature(getattr(cls, name)) for cls in (
         TemporaryFunctionCheckpointFile, firedrake.checkpointing.TemporaryFunctionCheckpointFile))

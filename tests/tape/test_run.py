@@ -53,7 +53,7 @@ def run(folder, *arguments):
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
     """A script run with arguments of its own, from another folder; it exits with status 7."""
-    folder, scratch, elsewhere = (tmp_path_factory.mktemp(name) for name in ("script", "scratch", "elsewhere"))
+    folder, scratch, elsewhere = map(tmp_path_factory.mktemp, ("script", "scratch", "elsewhere"))
     path = folder / "its own.py"
     path.write_text(SCRIPT + "sys.exit(7)\n")
     arguments = ["first", "--run", "-m", "-mine", "3", "-localckpt_dir", str(scratch)]

@@ -30,7 +30,8 @@ def decay(c):
     u, v = fd.Function(V), fd.TestFunction(V)
     before = fd.Function(V)
     F = inner(8 * (u - before) + u ** 3 - c, v) * dx
-    return u, before, fd.NonlinearVariationalSolver(fd.NonlinearVariationalProblem(F, u), solver_parameters=LU)
+    problem = fd.NonlinearVariationalProblem(F, u)
+    return u, before, fd.NonlinearVariationalSolver(problem, solver_parameters=LU)
 
 
 def cofunction_right_hand_side(mesh):
