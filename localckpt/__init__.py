@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         UnknownDataset,
     )
     from localckpt._vecfile import VecFile
-    from localckpt.functions import TemporaryFunctionCheckpointFile
+    from localckpt.functions import TemporaryFunctionCheckpointFile as TemporaryFunctionCheckpointFile
 
 __all__ = ["ClosedFile", "FileNotFound", "LayoutMismatch", "NoAccess", "NotHDF5", "StorageError",
            "TransferError", "UnknownDataset", "VecFile"]  # what needs no Firedrake

@@ -12,7 +12,6 @@ module puts the question which checkpointer it belongs to in front of that
 
 import os
 import shutil
-import tempfile
 import warnings
 import weakref
 from dataclasses import dataclass
@@ -105,7 +104,7 @@ class DiskCheckpointer(TapePackageData):
         if checkpoint_dir is None and checkpoint_comm is not None:
             warnings.warn(
                 "checkpoint_comm without checkpoint_dir defaults to cwd, which is usually on the shared "
-                "filesystem. Consider setting checkpoint_dir to a node-local path.", UserWarning)
+                "filesystem. Consider setting checkpoint_dir to a node-local path.", UserWarning, stacklevel=3)
             checkpoint_dir = os.getcwd()
         error = None
         try:
@@ -144,7 +143,7 @@ class DiskCheckpointer(TapePackageData):
         warnings.warn(
             "'new_checkpoint_file' is deprecated and will be removed in a future release. Checkpoint file "
             "management is handled internally; call 'reset()' on the DiskCheckpointer instead.",
-            FutureWarning)
+            FutureWarning, stacklevel=2)
         self._new_files += 1
         file = self._file(f"new-{self._new_files}.h5")
         if self.checkpoint_comm.rank == 0:

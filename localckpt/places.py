@@ -67,6 +67,8 @@ def choose_place():
     named = PETSc.Options("localckpt_").getString("dir", "")
     if usable(named):
         return Place.at(named)
+    if named:
+        log.warning("-localckpt_dir %s is not a folder to write to on %s", named, MPI.Get_processor_name())
     folders = [os.environ.get(name) for name in JOB_FOLDERS] + [tempfile.gettempdir(), "/var/tmp"]
     for folder in filter(usable, folders):
         place = Place.at(folder)

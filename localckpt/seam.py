@@ -7,6 +7,7 @@ Firedrake's own checkpointer keep working beside ours.
 
 import warnings
 import weakref
+from functools import wraps
 from importlib.metadata import version
 
 from firedrake.adjoint_utils import checkpointing as fd
@@ -76,6 +77,7 @@ def install(ours, checkpoint_class, everywhere=False):
         if owner is not None:
             return owner.init_checkpoint_file if init or fd._checkpoint_init_data else owner.current_checkpoint_file
 
+    @wraps(vars(theirs["DiskCheckpointer"])["__init__"])
     def init(self, *args, **kwargs):
         nonlocal warned
         if not warned:
@@ -90,7 +92,9 @@ def install(ours, checkpoint_class, everywhere=False):
         return owner.save_mesh(self) if isinstance(owner, ours) else theirs_create(self)
 
     def restore_mesh_checkpoint(self, checkpoint):
-        return theirs_restore(self, checkpoint.restore() if isinstance(checkpoint, fd.CheckpointBase) else checkpoint)
+        if isinstance(checkpoint, fd.CheckpointBase):
+            checkpoint = checkpoint.restore()
+        return theirs_restore(self, checkpoint)
 
     theirs_create = vars(MeshGeometryMixin)["_ad_create_checkpoint"]
     theirs_restore = vars(MeshGeometryMixin)["_ad_restore_at_checkpoint"]

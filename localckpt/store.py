@@ -12,8 +12,8 @@ from localckpt.engines import DirectEngine, ViewerEngine
 
 __all__ = ["Store"]
 
-# Mapping a row beats reading it from about this size on (benchmarks/test_restore.py).
-MAP_FROM = 1 << 20
+# Mapping a row beats reading it from about this size on (benchmarks/test_iteration.py).
+MAP_FROM = 1 << 18
 
 
 class Store:

@@ -31,7 +31,7 @@ def _register_events():
     CHKERR(PetscLogEventRegister(b"localckptLoad", package, &LOAD))
 
 
-from petsc4py import PETSc  # noqa: F401,E402  (starts PETSc, with which events are registered)
+import petsc4py.PETSc  # no-cython-lint  (starts PETSc, with which events are registered)
 
 _register_events()
 
