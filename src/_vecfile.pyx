@@ -5,7 +5,9 @@ import atexit
 import errno as _errno
 import os
 import pickle
+import sys
 import warnings
+from types import SimpleNamespace
 from zlib import crc32
 
 import numpy as np
@@ -653,10 +655,15 @@ cdef class VecFile:
 
     def __del__(self):
         if not self.closed:
-            try:  # where warnings are errors, too
-                warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self)
-            finally:
-                self.drop()
+            try:
+                try:
+                    warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self)
+                finally:
+                    self.drop()
+            except Exception as exc:
+                # Cython would print it through sys.excepthook, in which PyOP2 aborts the job.
+                sys.unraisablehook(SimpleNamespace(exc_type=type(exc), exc_value=exc, object=self,
+                                                   exc_traceback=exc.__traceback__, err_msg=None))
 
     def __repr__(self):
         return f"<{'closed ' if self.closed else ''}VecFile {self.path!r}, mode {self.mode!r}>"
