@@ -106,7 +106,13 @@ def announce(place, comm):
     """Say where checkpoints go and how much room there is. Collective on `comm`.
 
     Rank 0 says it at level INFO; another node at level DEBUG, unless its place differs.
+    Where nobody has configured logging it goes to stderr.
     """
+    if not log.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
     first = comm.bcast(place)
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     level = logging.INFO if comm.rank == 0 or (place.path, place.filesystem) != (
