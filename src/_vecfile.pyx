@@ -40,9 +40,8 @@ cdef enum:
     MAXDIM = 32
     SLACK = 1 << 16  # bytes that HDF5 may want beside the data, for one dataset and the next flush
 
-# How many PetscInts there can be, and what one PetscReal is in HDF5.
+# How many entries a PetscInt counts.
 cdef long long PETSCINT_MAX = ((<long long> 1 << (8 * sizeof(PetscInt) - 2)) - 1) * 2 + 1
-cdef hid_t H5_REAL = H5T_NATIVE_FLOAT if sizeof(PetscReal) == 4 else H5T_NATIVE_DOUBLE
 SCALAR = np.dtype(PETSc.ScalarType)
 
 include "handle.pxi"
