@@ -32,7 +32,7 @@ from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
 from localckpt import seam
-from localckpt.functions import FunctionStore, check_ranks
+from localckpt.functions import FunctionStore, check_ranks, content, new_function
 from localckpt.places import Place, agree, announce, choose_engine, choose_place, make_folder
 from localckpt.store import Store
 
@@ -130,6 +130,7 @@ class DiskCheckpointer(TapePackageData):
         store = Store(self.checkpoint_comm, self.current_checkpoint_file.name, cleanup,
                       engine or choose_engine(self.checkpoint_comm, place))
         self._functions = FunctionStore(store)
+        self._mesh_copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of their coordinates
         folders = self._mesh_folders
         if self.checkpoint_comm.rank == 0:
             folders.append(self.dirname)
@@ -165,9 +166,18 @@ class DiskCheckpointer(TapePackageData):
         On disk like any Function; in memory the same one as long as they do not change.
         Communicates on `checkpoint_comm`, if at all.
         """
+        coordinates = mesh.coordinates
+        now = content(coordinates.dat)
         if disk_checkpointing():
-            return MeshCheckpoint(self.save(mesh.coordinates))
-        return self._functions.copy(mesh.coordinates)
+            saved = self.save(coordinates)
+            saved.count = None  # two Functions of one count would be one coefficient to UFL
+            return MeshCheckpoint(saved.load, now, self._functions.store.collective)
+        last = self._mesh_copies.get(coordinates, lambda: None)()
+        if last is None or last.content != now:
+            copy = new_function(coordinates.function_space(), type(coordinates), [coordinates.dat._data.copy()], now[0])
+            last = MeshCheckpoint(lambda: copy, now)
+            self._mesh_copies[coordinates] = weakref.ref(last)
+        return last
 
     def shared_mesh_file(self):
         """The file that ``checkpointable_mesh`` goes through. Collective on `comm`.
@@ -265,18 +275,38 @@ class LocalCheckpoint(fd.CheckpointFunction):
 
 
 class MeshCheckpoint(fd.CheckpointBase, OverloadedType):
-    """The coordinates of a mesh in localckpt's store."""
+    """The coordinates of a mesh, in localckpt's store or in memory.
 
-    def __init__(self, saved):
-        saved.count = None  # two Functions of one count would be one coefficient to UFL
-        self._saved = saved
+    The tape asks for a mesh's checkpoint far more often than the mesh has moved since.
+
+    Parameters
+    ----------
+    load : callable
+        Returns a Function with the coordinates, which nobody may write to.
+    content : object
+        What :func:`localckpt.functions.content` says of them.
+    collective : bool, optional
+        Whether `load` is collective.
+    """
+
+    def __init__(self, load, content, collective=False):
+        self._load = load
+        self.content = content
+        self._collective = collective
+
+    def is_that_of(self, mesh):
+        """Whether the mesh is known to have these coordinates now. Not collective.
+
+        Ranks may differ in their answers where `load` is not collective.
+        """
+        return not self._collective and content(mesh.coordinates.dat) == self.content
 
     def restore(self):
-        """Read the coordinates back as a new Function."""
-        return self._saved.load()
+        """The coordinates."""
+        return self._load()
 
     def _ad_restore_at_checkpoint(self, checkpoint):
-        return checkpoint.restore()
+        return checkpoint  # for the mesh to take when a block needs it
 
 
 seam.install(DiskCheckpointer, LocalCheckpoint)

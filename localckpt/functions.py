@@ -21,7 +21,7 @@ from localckpt._vecfile import VecFile
 
 SCALAR = np.dtype(ScalarType)
 
-__all__ = ["FunctionStore", "SavedFunction", "TemporaryFunctionCheckpointFile"]
+__all__ = ["FunctionStore", "SavedFunction", "TemporaryFunctionCheckpointFile", "content"]
 
 
 def component_names(V):
@@ -60,6 +60,12 @@ def new_function(V, cls, arrays, valid, **kwargs):
         if isinstance(dat, op2.Dat):
             dat.halo_valid = valid
     return f
+
+
+def content(dat):
+    """What a Dat holds, as something to compare: its halo counts while it is valid. Not collective."""
+    halo = dat.halo_valid
+    return halo, xxh3_128_digest(dat._data[:dat.dataset.total_size if halo else dat.dataset.size])
 
 
 @dataclass(slots=True)
@@ -105,7 +111,6 @@ class FunctionStore:
         # Keys are held by their mesh: they go when the mesh goes.
         self._keys: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
         self._taken: defaultdict[str, int] = defaultdict(int)
-        self._copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
     def save(self, function):
         """Store a Function or Cofunction, with its halos if they are valid.
@@ -131,21 +136,6 @@ class FunctionStore:
         rows = [self._put(part, d._data, halo, dtype) for part, d in zip(parts, dat)]
         return SavedFunction(self.store, rows, parts, halo, dtype, V, type(function), function.name(),
                              function.count())
-
-    def copy(self, function):
-        """A copy in memory, the same one as long as the function does not change. Not collective.
-
-        Nobody may write to it.
-        """
-        arrays = [d._data for d in function.dat]
-        digest = [xxh3_128_digest(array) for array in arrays]
-        known, copy = self._copies.get(function, (None, lambda: None))
-        if known != digest or copy() is None:
-            new = new_function(function.function_space(), type(function), [array.copy() for array in arrays],
-                               getattr(function.dat, "halo_valid", True))
-            self._copies[function] = digest, weakref.ref(new)
-            return new
-        return copy()
 
     def _put(self, part, array, halo, dtype):
         key = part.key

@@ -41,6 +41,7 @@ class Store:
         self.path = path
         self.cleanup = cleanup
         self.direct = engine == "direct"
+        self.collective = not self.direct and comm.size > 1  # whether get is
         self._agrees = self.direct and comm.size > 1
         self._engine = None
         self._known: WeakValueDictionary = WeakValueDictionary()  # content hash -> its row
