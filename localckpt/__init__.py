@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from localckpt._errors import (
+        ChecksumMismatch,
         ClosedFile,
         FileNotFound,
         LayoutMismatch,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from localckpt._vecfile import VecFile
     from localckpt.functions import TemporaryFunctionCheckpointFile as TemporaryFunctionCheckpointFile
 
-__all__ = ["ClosedFile", "FileNotFound", "LayoutMismatch", "NoAccess", "NotHDF5", "StorageError",
+__all__ = ["ChecksumMismatch", "ClosedFile", "FileNotFound", "LayoutMismatch", "NoAccess", "NotHDF5", "StorageError",
            "TransferError", "UnknownDataset", "VecFile"]  # what needs no Firedrake
 
 _home = {"VecFile": "localckpt._vecfile", "TemporaryFunctionCheckpointFile": "localckpt.functions"}

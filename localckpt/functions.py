@@ -91,7 +91,7 @@ class SavedFunction:
         -------
         firedrake.Function or firedrake.Cofunction
         """
-        arrays = [self.store.get(row, part.shape, self.dtype, part.shape[0] if self.halo else part.owned)
+        arrays = [self.store.get(row, part.shape, self.dtype, None if self.halo else part.owned)
                   for row, part in zip(self.rows, self.parts)]
         return new_function(self.function_space, self.cls, arrays, self.halo, name=self.name, count=self.count)
 
@@ -138,13 +138,9 @@ class FunctionStore:
                              function.count())
 
     def _put(self, part, array, halo, dtype):
-        key = part.key
-        if not halo:
-            key += "~owned"
-            array = array[:part.owned]
-        if dtype != SCALAR:
-            key += f"~{dtype}"
-        return self.store.put(key, array)
+        # A stale halo is written all the same: the array can then be mapped whole.
+        return self.store.put(part.key if dtype == SCALAR else f"{part.key}~{dtype}", array,
+                              None if halo else part.owned)
 
     def _learn(self, V):
         parts = [Part(Vi, key) for Vi, key in zip(V, self.keys(V))]

@@ -1,19 +1,31 @@
 """Arrays on disk, stored once however often they are saved."""
 
 import os
-from math import prod
+from dataclasses import dataclass
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 from xxhash import xxh3_128_digest
 
+from localckpt._errors import ChecksumMismatch
 from localckpt._vecfile import VecFile
 from localckpt.engines import DirectEngine, ViewerEngine
 
-__all__ = ["Store"]
+__all__ = ["Store", "Stored"]
 
 # Mapping a row beats reading it from about this size on (benchmarks/test_iteration.py).
 MAP_FROM = 1 << 18
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class Stored:
+    """An array on disk, which stays there as long as somebody holds this."""
+
+    row: Any
+    key: str
+    nbytes: int
+    digest: bytes
 
 
 class Store:
@@ -44,9 +56,9 @@ class Store:
         self.collective = not self.direct and comm.size > 1  # whether get is
         self._agrees = self.direct and comm.size > 1
         self._engine = None
-        self._known: WeakValueDictionary = WeakValueDictionary()  # content hash -> its row
+        self._known: WeakValueDictionary = WeakValueDictionary()  # size, content hash -> Stored
 
-    def put(self, key, array):
+    def put(self, key, array, valid=None):
         """Store `array`; the same bytes again are not written again.
 
         Collective on the store's communicator where that has several ranks.
@@ -54,13 +66,16 @@ class Store:
         Parameters
         ----------
         key : str
-            Arrays stored under one key have, on each rank, always the same size and type.
+            Arrays stored under one key have, on each rank, always the same shape and type.
         array : numpy.ndarray
             C-contiguous.
+        valid : int, optional
+            So many entries along the first axis matter; those after them may come back as
+            anything. Default: all.
 
         Returns
         -------
-        row
+        Stored
             For :meth:`get`; two may be one and the same.
 
         Raises
@@ -68,27 +83,29 @@ class Store:
         StorageError
         """
         engine = self._engine or self._open()
-        if not self.direct:
-            return engine.write(key, array)
         if self._agrees:
             engine.agree(key, array)
-        digest = xxh3_128_digest(array)
-        row = self._known.get(digest)
-        if row is None:
-            row = self._known[digest] = engine.write(key, array)
-        return row
+        digest = xxh3_128_digest(array if valid is None else array[:valid])
+        content = array.nbytes, digest
+        stored = None if self.collective else self._known.get(content)
+        if stored is None:
+            row = engine.write(key, array)
+            stored = self._known[content] = Stored(row, key, array.nbytes, digest)
+        return stored
 
-    def get(self, row, shape, dtype, filled):
+    def get(self, stored, shape, dtype, valid=None):
         """A new array with what was stored.
+
+        Collective on the store's communicator if :attr:`collective`.
 
         Parameters
         ----------
-        row
+        stored : Stored
             From :meth:`put`.
         shape : tuple of int
         dtype : numpy.dtype
-        filled : int
-            So many entries along the first axis were stored; the rest is zero.
+        valid : int, optional
+            As it was stored.
 
         Returns
         -------
@@ -97,13 +114,18 @@ class Store:
 
         Raises
         ------
+        ChecksumMismatch
+            If the bytes are not those that were stored.
         StorageError
         """
-        if self.direct and filled == shape[0] and prod(shape) * dtype.itemsize >= MAP_FROM:
-            return row.map(shape, dtype)
-        array = np.empty(shape, dtype)
-        row.read(array[:filled])
-        array[filled:] = 0
+        row = stored.row
+        if self.direct and stored.nbytes >= MAP_FROM:
+            array = row.map(shape, dtype)
+        else:
+            array = np.empty(shape, dtype)
+            row.read(array)
+        if xxh3_128_digest(array if valid is None else array[:valid]) != stored.digest:
+            raise ChecksumMismatch("what was read is not what was stored", self.path, stored.key, self.comm.rank)
         return array
 
     def _open(self):

@@ -16,7 +16,7 @@ from mpi4py.libmpi cimport MPI_Comm, MPI_Error_string, MPI_MAX_ERROR_STRING
 from petsc cimport PetscErrorCode, PetscErrorType, PetscPopErrorHandler, PetscPushErrorHandler
 
 __all__ = ["StorageError", "FileNotFound", "NoAccess", "NotHDF5", "UnknownDataset",
-           "LayoutMismatch", "ClosedFile", "TransferError"]
+           "LayoutMismatch", "ClosedFile", "TransferError", "ChecksumMismatch"]
 
 
 # -----------------------------------------------------------------------------
@@ -85,6 +85,10 @@ class ClosedFile(StorageError, ValueError):
 
 class TransferError(StorageError, OSError):
     """PETSc, HDF5, MPI-IO or the system failed during the operation."""
+
+
+class ChecksumMismatch(TransferError):
+    """The bytes that were read are not those that were written."""
 
 
 # -----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from localckpt import ChecksumMismatch
 from localckpt.store import Store
 
 WORLD = MPI.COMM_WORLD
@@ -20,12 +21,12 @@ def values(size, seed):
 
 
 def read(store, row, size):
-    return store.get(row, (size,), np.dtype(float), size)
+    return store.get(row, (size,), np.dtype(float))
 
 
 def place(row):
     """What tells one row from another."""
-    return row.number if hasattr(row, "number") else row.offset
+    return row.row.number if hasattr(row.row, "number") else row.row.offset
 
 
 def open_files(path):
@@ -177,6 +178,23 @@ def test_a_folder_that_is_gone_is_an_error_on_every_rank(shared_tmp):
     store = Store(WORLD, str(shared_tmp / "gone" / "all.h5"))
     with pytest.raises(FileNotFoundError, match="gone"):
         store.put("a", values(5, 1))
+
+
+@pytest.mark.parametrize("size", [10, 10**5], ids=["read", "mapped"])
+def test_bytes_that_changed_on_disk_are_an_error(tmp_path, size):
+    store = Store(MPI.COMM_SELF, str(tmp_path / "own.h5"), cleanup=False)
+    stored = store.put("a", values(size, 1))
+    with open(store.path, "r+b") as file:
+        file.seek(place(stored) + 8*size - 1)
+        file.write(b"!")
+    with pytest.raises(ChecksumMismatch, match=r"own\.h5'.*dataset 'a'"):
+        read(store, stored, size)
+
+
+def test_entries_that_do_not_matter_are_not_compared(tmp_path):
+    store = Store(MPI.COMM_SELF, str(tmp_path / "own.h5"))
+    first, second = store.put("a", np.array([1., 2., 3.]), 2), store.put("a", np.array([1., 2., 4.]), 2)
+    assert first is second and store.get(first, (3,), np.dtype(float), 2)[:2].tolist() == [1, 2]
 
 
 def test_store_and_places_need_no_firedrake():

@@ -28,7 +28,7 @@ def values(size, seed):
 
 
 def get(store, row, size):
-    return store.get(row, (size,), DOUBLE, size)
+    return store.get(row, (size,), DOUBLE)
 
 
 @pytest.fixture(autouse=True)

@@ -45,7 +45,7 @@ class Held:
 
     def get(self, number):
         row, key, seed = self.rows[number]
-        return self.store.get(row, (KEYS[key],), DOUBLE, KEYS[key]), values(key, seed)
+        return self.store.get(row, (KEYS[key],), DOUBLE), values(key, seed)
 
     def forget(self, live):
         """Drop rows and restored arrays until no more than so many are left."""
@@ -128,7 +128,7 @@ def test_ranks_of_which_one_repeats_itself_save_together(shared_tmp):
     rows = [store.put("small", values("small", number * (WORLD.rank > 0))) for number in range(100)]
     assert len({id(row) for row in rows}) == (100 if WORLD.rank else 1)
     for number, row in enumerate(rows):
-        found = store.get(row, (KEYS["small"],), DOUBLE, KEYS["small"])
+        found = store.get(row, (KEYS["small"],), DOUBLE)
         np.testing.assert_array_equal(found, values("small", number * (WORLD.rank > 0)))
 
 
@@ -150,7 +150,7 @@ store._engine.file = Tight(store._engine.file)
 data = [np.full(10, float(number) if comm.rank else 0.0) for number in range(30)]
 rows = [store.put("a", array) for array in data]
 for row, array in zip(rows, data):
-    assert (store.get(row, (10,), array.dtype, 10) == array).all()
+    assert (store.get(row, (10,), array.dtype) == array).all()
 """
 
 
