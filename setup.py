@@ -75,7 +75,7 @@ def extensions():
     modules = [
         setuptools.Extension(
             f"localckpt.{os.path.basename(source)[:-4]}", [source],
-            include_dirs=includes, extra_compile_args=flags,
+            include_dirs=["src", *includes], extra_compile_args=flags,
             library_dirs=libraries, runtime_library_dirs=libraries, extra_link_args=link,
             define_macros=[("MPICH_SKIP_MPICXX", 1), ("OMPI_SKIP_MPICXX", 1)],
         )

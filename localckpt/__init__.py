@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from localckpt._errors import (
+        CheckpointError,
         ChecksumMismatch,
         ClosedFile,
         FileNotFound,
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from localckpt._vecfile import VecFile
     from localckpt.functions import TemporaryFunctionCheckpointFile as TemporaryFunctionCheckpointFile
 
-__all__ = ["ChecksumMismatch", "ClosedFile", "FileNotFound", "LayoutMismatch", "NoAccess", "NotHDF5", "StorageError",
-           "TransferError", "UnknownDataset", "VecFile"]  # what needs no Firedrake
+__all__ = ["CheckpointError", "ChecksumMismatch", "ClosedFile", "FileNotFound", "LayoutMismatch", "NoAccess", "NotHDF5",
+           "StorageError", "TransferError", "UnknownDataset", "VecFile"]  # what needs no Firedrake
 
 _home = {"VecFile": "localckpt._vecfile", "TemporaryFunctionCheckpointFile": "localckpt.functions"}
 

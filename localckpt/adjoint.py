@@ -32,8 +32,9 @@ from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
 from localckpt import seam
+from localckpt._errors import CheckpointError, StorageError
 from localckpt.functions import FunctionStore, check_ranks, content, new_function
-from localckpt.places import Place, agree, announce, choose_engine, choose_place, make_folder
+from localckpt.places import Place, Watch, agree, announce, choose_engine, choose_tiers, log, make_folder
 from localckpt.store import Store
 
 __all__ = ["checkpointable_mesh", "continue_disk_checkpointing", "disk_checkpointing",
@@ -59,9 +60,11 @@ def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
     checkpoint_comm : mpi4py.MPI.Intracomm, optional
         The ranks that share a file: ``MPI.COMM_SELF``, the default, gives each rank its
         own; saving and restoring is collective on this communicator and on no other.
-    checkpoint_dir : str, optional
-        Folder for the checkpoints, visible to all ranks of a `checkpoint_comm`. Default:
-        `dirname`, else a node-local folder (:func:`localckpt.places.choose_place`).
+    checkpoint_dir : str or sequence of str, optional
+        Folder for the checkpoints, visible to all ranks of a `checkpoint_comm`. Where several
+        are given, a rank whose checkpoints no longer fit into one goes on in the next;
+        environment variables in them are expanded. Default: `dirname`, else a node-local
+        folder (:func:`localckpt.places.choose_place`).
     engine : {"direct", "viewer"}, optional
         How bytes move (:mod:`localckpt.engines`). Default: the PETSc option
         ``-localckpt_engine``, else what the folder can be trusted with
@@ -73,6 +76,15 @@ def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
         If no file can be made there, on every rank of `checkpoint_comm`.
     ValueError
         If `checkpoint_comm` has ranks that `comm` lacks.
+
+    Notes
+    -----
+    A checkpoint that fits nowhere is a :class:`localckpt.CheckpointError` on its rank, and so
+    is every later use of the tape there: what is lost cannot be made good. Uncaught, it ends
+    the whole job. A script that catches it has to end the other ranks, which know nothing of it.
+
+    The PETSc option ``-localckpt_dir_limit`` gives the bytes that checkpoints may take on each
+    node in each of the folders: one number for all, or one for each, separated by commas.
     """
     tape = get_working_tape()
     if "firedrake" not in tape._package_data:
@@ -109,8 +121,8 @@ class DiskCheckpointer(TapePackageData):
         error = None
         try:
             check_ranks(self.checkpoint_comm, comm, "comm")
-            parent = checkpoint_dir or dirname or choose_place().path
-            self.dirname = make_folder(self.checkpoint_comm, parent, ["init.h5", "current.h5"])
+            tiers = choose_tiers(checkpoint_dir or dirname, comm)
+            self.dirname, tier = self._first_folder(tiers)
         except (OSError, ValueError) as exc:
             error = exc
         try:
@@ -128,13 +140,25 @@ class DiskCheckpointer(TapePackageData):
         self.init_checkpoint_file = self._file("init.h5")
         self.current_checkpoint_file = self._file("current.h5")
         store = Store(self.checkpoint_comm, self.current_checkpoint_file.name, cleanup,
-                      engine or choose_engine(self.checkpoint_comm, place))
+                      engine or choose_engine(self.checkpoint_comm, place), limit=tier.limit, tiers=tiers)
+        self._watch = Watch(store, comm)
         self._functions = FunctionStore(store)
         self._mesh_copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of their coordinates
         folders = self._mesh_folders
         if self.checkpoint_comm.rank == 0:
             folders.append(self.dirname)
         self._finalizer = weakref.finalize(self, _finish, store, folders if cleanup else [])
+
+    def _first_folder(self, tiers):
+        """A folder in the first of the tiers that has one, and the tier. Collective on `checkpoint_comm`."""
+        while True:
+            tier = tiers.pop(0)
+            try:
+                return make_folder(self.checkpoint_comm, tier.path, ["init.h5", "current.h5"]), tier
+            except OSError as exc:
+                if not tiers:
+                    raise
+                log.warning("%s: no checkpoints to %s: %s", MPI.Get_processor_name(), tier.path, exc)
 
     def _file(self, name):
         return CheckpointFileName(os.path.join(self.dirname, name), self.checkpoint_comm, self.checkpoint_comm)
@@ -157,8 +181,29 @@ class DiskCheckpointer(TapePackageData):
         Returns
         -------
         localckpt.functions.SavedFunction
+
+        Raises
+        ------
+        CheckpointError
+            If there is no place left for it, and from then on.
         """
-        return self._functions.save(function)
+        try:
+            return self._functions.save(function)
+        except CheckpointError as exc:
+            self._functions.store.failure = exc
+            raise
+        except StorageError as exc:
+            try:
+                free = self._functions.store.last.free
+            except OSError:
+                free = "none"
+            nbytes = sum(dat._data.nbytes for dat in function.dat)
+            error = CheckpointError(
+                f"rank {self.comm.rank} on {MPI.Get_processor_name()} cannot store a checkpoint of "
+                f"{function.name()!r}: {exc.cause}; {nbytes} bytes wanted, {free} free",
+                exc.file, exc.dataset, exc.rank, exc.errno)
+            self._functions.store.failure = error
+            raise error from exc
 
     def save_mesh(self, mesh):
         """A checkpoint of a mesh's coordinates. Firedrake's tape makes one in every timestep.
@@ -240,6 +285,7 @@ class DiskCheckpointer(TapePackageData):
     def pause_checkpointing(self):
         """The tape has saved its timestep. Not collective."""
         seam.end(self)
+        self._watch.step()
 
 
 def _finish(store, folders):

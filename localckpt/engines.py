@@ -3,10 +3,14 @@
 Both engines write files that ``VecLoad``, h5py and h5dump read.
 """
 
+import errno
+import os
 from collections import defaultdict
+from math import inf
 
 import numpy as np
 
+from localckpt._errors import CheckpointError, TransferError
 from localckpt._rows import Pool
 
 __all__ = ["DirectEngine", "ViewerEngine"]
@@ -23,7 +27,8 @@ class DirectEngine:
     Each rank moves its own part of a row and chooses the row by itself. Where several ranks
     share the file they agree, at every so many saves of a key, that each of them has rows
     left until the next agreement: drops, repeats and garbage collection differ from rank
-    to rank, the sequence of saves does not.
+    to rank, the sequence of saves does not. Once there is no room for new rows, which all
+    ranks learn together, they agree no more: each writes to what rows become free.
 
     Parameters
     ----------
@@ -31,22 +36,40 @@ class DirectEngine:
         Open for writing.
     recycle : bool
         Whether rows that nobody holds are written over.
+    limit : float, optional
+        The bytes that each rank may use, the same on every rank.
     """
 
-    def __init__(self, file, recycle):
+    def __init__(self, file, recycle, limit=inf):
         self.file = file
         self.recycle = recycle
+        self.limit = limit
+        self.taken = 0      # bytes for each rank, on average over the ranks
+        self.full = None    # why there are no new rows, on every rank
+        self.broken = None  # why this rank no longer writes here
         self.pools: dict[str, Pool] = {}
         self.chunks: defaultdict[str, int] = defaultdict(int)
 
-    def agree(self, key, array):
-        """Have rows for the next saves of `key`. Collective on the file's communicator."""
+    def agree(self, key, array, well=True):
+        """Have rows for the next saves of `key`. Collective on the file's communicator.
+
+        Raises
+        ------
+        CheckpointError
+            Where this or another rank is not `well`.
+        TransferError
+            If there is no room, on every rank, once.
+        """
+        if self.full is not None:
+            return
         pool = self.pools.get(key) or self.grow(key, array)
         if pool.due == 0:
             wanted = more(pool.rows)
-            enough = np.array([pool.free >= wanted], dtype=np.uint8)
-            self.file.agree(enough)
-            if enough[0]:
+            flags = np.array([pool.free >= wanted, well], dtype=np.uint8)
+            self.file.agree(flags)
+            if not flags[1]:
+                raise CheckpointError("another rank could not store a checkpoint", self.file.path, key)
+            if flags[0]:
                 pool.due = wanted
             else:
                 self.grow(key, array)  # perhaps by fewer rows than wanted, and due as many saves from now
@@ -54,16 +77,25 @@ class DirectEngine:
 
     def grow(self, key, array):
         """Add rows to a key, their disk space reserved. Collective on the file's communicator."""
-        pool = self.pools.setdefault(key, Pool(self.file.descriptor, self.recycle))
-        rows = more(pool.rows)
+        if self.full is not None:
+            raise self.full.with_traceback(None)
+        pool = self.pools.get(key) or Pool(self.file.descriptor, self.recycle, key)
         name = f"{key}.{self.chunks[key]}" if self.chunks[key] else key
         self.chunks[key] += 1
+        size = self.file.comm.size
+        room = (self.limit - self.taken) * size
         try:
-            first, stride, rows = self.file.create_rows(name, rows, array)
-        except OSError:  # no room for so many; for one, perhaps
-            first, stride, rows = self.file.create_rows(name, 1, array)
-        if not self.recycle:
-            self.file.flush()  # a file to keep is an HDF5 file whatever happens next
+            try:
+                first, stride, rows = self.file.create_rows(name, more(pool.rows), array, room=room)
+            except OSError:  # no room for so many; for one, perhaps
+                first, stride, rows = self.file.create_rows(name, 1, array, room=room)
+            if not self.recycle:
+                self.file.flush()  # a file to keep is an HDF5 file whatever happens next
+        except OSError as exc:
+            self.full = exc
+            raise
+        self.taken += stride * rows // size
+        self.pools[key] = pool
         pool.add(first, stride, rows)
         pool.due = rows
         return pool
@@ -74,10 +106,22 @@ class DirectEngine:
         Returns
         -------
         localckpt._rows.Row
+
+        Raises
+        ------
+        TransferError
         """
-        pool = self.pools.get(key) or self.grow(key, array)
-        row = pool.claim() or self.grow(key, array).claim()
-        row.write(array)
+        if self.broken is not None:
+            raise self.broken.with_traceback(None)
+        pool = self.pools.get(key)
+        row = pool.claim() if pool is not None else None
+        if row is None:
+            row = self.grow(key, array).claim()
+        try:
+            row.write(array)
+        except OSError as exc:
+            self.broken = exc
+            raise
         return row
 
     def retire(self):
@@ -114,19 +158,24 @@ class ViewerEngine:
         Open for writing.
     recycle : bool
         Whether datasets that nobody holds are written over.
+    limit : float, optional
+        The bytes that each rank may use, the same on every rank.
     """
 
-    def __init__(self, file, recycle):
+    def __init__(self, file, recycle, limit=inf):
         self.file = file
         self.recycle = recycle
+        self.limit = limit
+        self.taken = 0
+        self.broken = None  # why nothing is written here any more, on every rank
         self.retired = False
         self.live = 0
         self.count: defaultdict[str, int] = defaultdict(int)       # datasets of a key, the same on all ranks
         self.agreed: defaultdict[str, list] = defaultdict(list)    # those that all ranks know to be free
         self.dropped: defaultdict[str, set] = defaultdict(set)     # those that this rank no longer needs
 
-    def claim(self, key):
-        """The number of a free dataset. Collective on the file's communicator."""
+    def claim(self, key, nbytes):
+        """The number of a free dataset, of so many bytes here. Collective on the file's communicator."""
         agreed, dropped = self.agreed[key], self.dropped[key]
         if not agreed and self.recycle:
             free = np.zeros(self.count[key], dtype=np.uint8)
@@ -136,6 +185,13 @@ class ViewerEngine:
             dropped.difference_update(agreed)
         if not agreed:
             new = more(self.count[key])
+            fits = np.array([self.taken + n * nbytes <= self.limit for n in (new, 1)], dtype=np.uint8)
+            self.file.agree(fits)
+            if not fits[1]:
+                raise TransferError(f"{os.strerror(errno.EDQUOT)}, the limit of {self.limit:.0f} bytes for each rank "
+                                    "is reached", self.file.path, key, errno=errno.EDQUOT)
+            new = new if fits[0] else 1
+            self.taken += new * nbytes
             agreed.extend(range(self.count[key] + new - 1, self.count[key] - 1, -1))
             self.count[key] += new
         return agreed.pop()
@@ -153,10 +209,21 @@ class ViewerEngine:
         Returns
         -------
         ViewerRow
+
+        Raises
+        ------
+        TransferError
         """
-        self.live += 1
-        row = ViewerRow(self, key, self.claim(key))
-        self.file.write_array(f"{key}_{row.number}", array)
+        if self.broken is not None:
+            raise self.broken.with_traceback(None)
+        try:
+            number = self.claim(key, array.nbytes)
+            self.live += 1
+            row = ViewerRow(self, key, number)
+            self.file.write_array(f"{key}_{number}", array)
+        except OSError as exc:
+            self.broken = exc
+            raise
         return row
 
     def retire(self):

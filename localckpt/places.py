@@ -5,12 +5,14 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from math import inf
 
 import psutil
 from mpi4py import MPI
 from petsc4py import PETSc
 
-__all__ = ["Place", "agree", "announce", "choose_engine", "choose_place", "make_folder"]
+__all__ = ["Place", "Tier", "Watch", "agree", "announce", "choose_engine", "choose_place", "choose_tiers",
+           "make_folder", "remove_folder"]
 
 log = logging.getLogger("localckpt")
 
@@ -21,6 +23,14 @@ JOB_LIMITS = ("PBS_NCI_JOBFS",)
 IN_RAM = {"tmpfs", "ramfs", "devtmpfs"}
 NETWORK = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "fuse.ceph", "fuse.glusterfs",
            "orangefs", "pvfs2", "panfs", "wekafs", "afs", "9p", "fuse.sshfs", "fuse.juicefs"}
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A folder, and the bytes that each rank may use there."""
+
+    path: str
+    limit: float = inf
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,86 @@ def choose_place():
     log.warning("no node-local folder for checkpoints found; they go to the current one: name another "
                 "with checkpoint_dir= or -localckpt_dir")
     return Place.at(os.getcwd())
+
+
+def choose_tiers(folders, comm):
+    """The folders to use, one after another as each is full. Collective on `comm`.
+
+    Parameters
+    ----------
+    folders : str or sequence of str or None
+        None: the one that :func:`choose_place` finds.
+    comm : mpi4py.MPI.Intracomm
+        The ranks that share what ``-localckpt_dir_limit`` gives each node.
+
+    Returns
+    -------
+    list of Tier
+        With the same limits on every rank.
+
+    Raises
+    ------
+    ValueError
+        If the option is not one number, or one for each folder.
+    """
+    if folders is None:
+        folders = choose_place().path
+    if isinstance(folders, (str, os.PathLike)):
+        folders = [folders]
+    folders = [os.path.expandvars(os.fspath(folder)) for folder in folders]
+    given = PETSc.Options("localckpt_").getString("dir_limit", "")
+    limits = [float(limit) for limit in given.split(",")] if given else [inf]
+    if len(limits) == 1:
+        limits *= len(folders)
+    if len(limits) != len(folders) or not all(limit > 0 for limit in limits):
+        raise ValueError(f"-localckpt_dir_limit is one number of bytes, or one for each of {len(folders)} folders, "
+                         f"not {given!r}")
+    if given:
+        node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        ranks = comm.allreduce(node.size, MPI.MAX)
+        node.Free()
+        limits = [limit / ranks for limit in limits]
+    return [Tier(folder, limit) for folder, limit in zip(folders, limits)]
+
+
+class Watch:
+    """Says what a timestep takes and when room gets short. Not collective.
+
+    Parameters
+    ----------
+    store : localckpt.store.Store
+    comm : mpi4py.MPI.Intracomm
+        Its rank 0 says what the first timestep took.
+    """
+
+    def __init__(self, store, comm):
+        self.store = store
+        self.comm = comm
+        node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.ranks = node.size
+        node.Free()
+        self.written = 0
+        self.first = {store: self.room(store)}  # what each tier had at first
+
+    def room(self, store):
+        """Bytes for this rank, if the others on the node take as many."""
+        return min(store.free / self.ranks, store.left)
+
+    def step(self):
+        """A timestep has been saved."""
+        store = self.store
+        if store.written == self.written:
+            return  # nothing new on any disk
+        tier = store.last
+        room = self.room(tier)
+        if self.written == 0 and self.comm.rank == 0:
+            log.info("the first timestep takes %.3g MB on this rank; there is room for at least %d more like it",
+                     store.written / 1e6, room // store.written)
+        self.written = store.written
+        if room < 0.1 * self.first.setdefault(tier, room):
+            self.first[tier] = 0  # said once
+            log.warning("%s: %.3g MB for each rank are left in %s", MPI.Get_processor_name(), room / 1e6,
+                        os.path.dirname(tier.path))
 
 
 def choose_engine(comm, place):
@@ -169,3 +259,8 @@ def agree(comm, error):
     first = comm.allreduce(comm.size if error is None else comm.rank, MPI.MIN)
     if first < comm.size:
         raise comm.bcast(error, root=first)
+
+
+def remove_folder(path):
+    """Remove a folder of :func:`make_folder`'s and all that is in it. Not collective."""
+    shutil.rmtree(path, ignore_errors=True)

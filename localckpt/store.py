@@ -1,16 +1,20 @@
 """Arrays on disk, stored once however often they are saved."""
 
 import os
+import shutil
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
+from mpi4py import MPI
 from xxhash import xxh3_128_digest
 
-from localckpt._errors import ChecksumMismatch
+from localckpt._errors import CheckpointError, ChecksumMismatch
 from localckpt._vecfile import VecFile
 from localckpt.engines import DirectEngine, ViewerEngine
+from localckpt.places import Place, choose_engine, log, make_folder, remove_folder
 
 __all__ = ["Store", "Stored"]
 
@@ -22,6 +26,7 @@ MAP_FROM = 1 << 18
 class Stored:
     """An array on disk, which stays there as long as somebody holds this."""
 
+    store: "Store"
     row: Any
     key: str
     nbytes: int
@@ -33,6 +38,9 @@ class Store:
 
     What :meth:`put` returns is the right to read that array. Its space is free again
     when that was dropped, which is never collective.
+
+    A rank that cannot write to its file goes on with one of its own in the next tier; a file
+    of several ranks has no room for one of them only if it has none for all.
 
     Parameters
     ----------
@@ -46,17 +54,33 @@ class Store:
         everything that was ever stored.
     engine : {"direct", "viewer"}, optional
         See :mod:`localckpt.engines`.
+    limit : float, optional
+        The bytes that each rank may use here, the same on every rank of `comm`.
+    tiers : sequence of localckpt.places.Tier, optional
+        Where to go on when this file is full or fails.
+
+    Attributes
+    ----------
+    failure : CheckpointError or None
+        Set to why an array was lost: from then on every :meth:`put` and :meth:`get` raises it.
+    written : int
+        Bytes that were ever written from this rank, to this file or to later ones.
     """
 
-    def __init__(self, comm, path, cleanup=True, engine="direct"):
+    def __init__(self, comm, path, cleanup=True, engine="direct", *, limit=inf, tiers=()):
         self.comm = comm
         self.path = path
         self.cleanup = cleanup
+        self.limit = limit
+        self.tiers = tiers
         self.direct = engine == "direct"
         self.collective = not self.direct and comm.size > 1  # whether get is
+        self.failure = None
+        self.written = 0
         self._agrees = self.direct and comm.size > 1
         self._engine = None
         self._known: WeakValueDictionary = WeakValueDictionary()  # size, content hash -> Stored
+        self._next = None
 
     def put(self, key, array, valid=None):
         """Store `array`; the same bytes again are not written again.
@@ -81,16 +105,30 @@ class Store:
         Raises
         ------
         StorageError
+            The last tier's, where no tier takes it.
         """
-        engine = self._engine or self._open()
-        if self._agrees:
-            engine.agree(key, array)
         digest = xxh3_128_digest(array if valid is None else array[:valid])
         content = array.nbytes, digest
-        stored = None if self.collective else self._known.get(content)
-        if stored is None:
-            row = engine.write(key, array)
-            stored = self._known[content] = Stored(row, key, array.nbytes, digest)
+        stored = None
+        try:
+            engine = self._engine or self._open()
+            if self._agrees:
+                engine.agree(key, array, self.failure is None)
+            if self.failure is not None:
+                raise self.failure.with_traceback(None)
+            if not self.collective:
+                stored = self._known.get(content)
+            if stored is None:
+                stored = Stored(self, engine.write(key, array), key, array.nbytes, digest)
+                self.written += array.nbytes
+                self._known[content] = stored
+        except CheckpointError:
+            raise
+        except OSError as exc:
+            following = self._following(exc)
+            before = following.written
+            stored = self._known[content] = following.put(key, array, valid)
+            self.written += following.written - before
         return stored
 
     def get(self, stored, shape, dtype, valid=None):
@@ -118,28 +156,74 @@ class Store:
             If the bytes are not those that were stored.
         StorageError
         """
-        row = stored.row
-        if self.direct and stored.nbytes >= MAP_FROM:
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
+        row, owner = stored.row, stored.store
+        if owner.direct and stored.nbytes >= MAP_FROM:
             array = row.map(shape, dtype)
         else:
             array = np.empty(shape, dtype)
             row.read(array)
         if xxh3_128_digest(array if valid is None else array[:valid]) != stored.digest:
-            raise ChecksumMismatch("what was read is not what was stored", self.path, stored.key, self.comm.rank)
+            raise ChecksumMismatch("what was read is not what was stored", owner.path, stored.key, owner.comm.rank)
         return array
 
     def _open(self):
         path = self.path + ".data" if self.cleanup else self.path
         file = VecFile(self.comm, path, "w")
-        self._engine = (DirectEngine if self.direct else ViewerEngine)(file, recycle=self.cleanup)
+        self._engine = (DirectEngine if self.direct else ViewerEngine)(file, self.cleanup, self.limit)
         if self.cleanup and self.comm.rank == 0:  # opening has made sure that all ranks hold it
             os.unlink(path)
         return self._engine
+
+    def _following(self, cause):
+        """The store that takes what this one cannot. Not collective."""
+        tiers = iter(self.tiers)
+        while self._next is None:
+            tier = next(tiers, None)
+            if tier is None:
+                raise cause
+            try:
+                folder = make_folder(MPI.COMM_SELF, tier.path)
+                place = Place.at(tier.path)
+                store = Store(MPI.COMM_SELF, os.path.join(folder, "current.h5"), self.cleanup,
+                              choose_engine(MPI.COMM_SELF, place), limit=tier.limit, tiers=list(tiers))
+                store._open()
+                if self.cleanup:
+                    remove_folder(folder)
+            except OSError as exc:
+                log.warning("%s: no checkpoints to %s: %s", MPI.Get_processor_name(), tier.path, exc)
+                cause = exc
+            else:
+                log.warning("%s: %s; what cannot be stored there goes to %s (%s, %.1f GB free)",
+                            MPI.Get_processor_name(), cause, place.path, place.filesystem, place.free / 1e9)
+                self._next = store
+        return self._next
+
+    @property
+    def last(self):
+        """Store: the one in the tier that takes new arrays now."""
+        return self if self._next is None else self._next.last
+
+    @property
+    def free(self):
+        """int: free bytes of the disk. Not collective."""
+        if self._engine is None:
+            return shutil.disk_usage(os.path.dirname(self.path)).free
+        disk = os.fstatvfs(self._engine.file.descriptor.fileno())
+        return disk.f_bavail * disk.f_frsize
+
+    @property
+    def left(self):
+        """float: bytes of the limit that are not taken. Not collective."""
+        return self.limit - (self._engine.taken if self._engine is not None else 0)
 
     def flush(self):
         """Make an ordinary HDF5 file of what is stored. Collective on the store's communicator."""
         if self._engine is not None:
             self._engine.file.flush()
+        if self._next is not None:
+            self._next.flush()
 
     def retire(self):
         """Let what is stored so far go with its last row. Not collective.
@@ -150,3 +234,6 @@ class Store:
             self._engine.retire()
             self._engine = None
             self._known = WeakValueDictionary()
+        if self._next is not None:
+            self._next.retire()
+            self._next = None

@@ -16,7 +16,8 @@ from mpi4py.libmpi cimport MPI_Comm, MPI_Error_string, MPI_MAX_ERROR_STRING
 from petsc cimport PetscErrorCode, PetscErrorType, PetscPopErrorHandler, PetscPushErrorHandler
 
 __all__ = ["StorageError", "FileNotFound", "NoAccess", "NotHDF5", "UnknownDataset",
-           "LayoutMismatch", "ClosedFile", "TransferError", "ChecksumMismatch"]
+           "LayoutMismatch", "ClosedFile", "TransferError", "ChecksumMismatch",
+           "CheckpointError"]
 
 
 # -----------------------------------------------------------------------------
@@ -89,6 +90,10 @@ class TransferError(StorageError, OSError):
 
 class ChecksumMismatch(TransferError):
     """The bytes that were read are not those that were written."""
+
+
+class CheckpointError(StorageError, OSError):
+    """A checkpoint could be stored nowhere: the run cannot go on."""
 
 
 # -----------------------------------------------------------------------------

@@ -13,21 +13,40 @@ import numpy as np
 cimport cython
 from cpython.buffer cimport (PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release,
                              PyObject_GetBuffer)
-from libc.errno cimport EINTR, EIO, errno
+from libc.errno cimport EAGAIN, EINTR, EIO, errno
 from libc.stdint cimport int64_t
 from posix.mman cimport MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.types cimport off_t
-from posix.unistd cimport _SC_PAGESIZE, close, pread, pwrite, sysconf
+from posix.unistd cimport _SC_PAGESIZE, close, pread, pwrite, sysconf, usleep
 
-from localckpt._errors import TransferError
+from localckpt._errors import ClosedFile, TransferError
 from localckpt._log cimport LOAD, SAVE, log_begin, log_end
 
 __all__ = ["Descriptor", "Pool", "Row"]
 
+cdef extern from "sigbus.h" nogil:
+    cdef struct mapped:
+        const char* start
+        size_t length
+        const char* what
+    void watch_sigbus()
+    void note_mapped(mapped*)
+    void forget_mapped(mapped*)
+
 cdef enum:
     MOST = 1 << 30  # bytes in one call: Linux moves no more than 2 GiB less a page
+    PATIENCE = 1000  # milliseconds for a disk that says "try again"
 
 cdef size_t PAGE = sysconf(_SC_PAGESIZE)
+cdef bint forked = False
+
+
+def _in_child():
+    global forked
+    forked = True
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 cdef class Descriptor:
@@ -64,13 +83,14 @@ cdef class Descriptor:
         return self.fd
 
 
-cdef object failure(Descriptor file, int number, str doing, long long nbytes):
-    return TransferError(f"{os.strerror(number)}, {doing} {nbytes} bytes", file.path, errno=number)
+cdef object failure(Pool pool, int number, str doing, long long nbytes):
+    return TransferError(f"{os.strerror(number)}, {doing} {nbytes} bytes", pool.file.path, pool.name, errno=number)
 
 
 cdef int move(int fd, char* data, size_t n, off_t offset, bint writing) noexcept nogil:
     """All of n bytes, however many calls it takes; the error number, or 0."""
     cdef Py_ssize_t moved
+    cdef int tries = 0
     while n > 0:
         if writing:
             moved = pwrite(fd, data, min(n, <size_t> MOST), offset)
@@ -82,6 +102,9 @@ cdef int move(int fd, char* data, size_t n, off_t offset, bint writing) noexcept
             n -= moved
         elif moved == 0:
             return EIO  # the file ends before the row does
+        elif errno == EAGAIN and tries < PATIENCE:
+            tries += 1
+            usleep(1000)
         elif errno != EINTR:
             return errno
     return 0
@@ -89,24 +112,30 @@ cdef int move(int fd, char* data, size_t n, off_t offset, bint writing) noexcept
 
 @cython.final
 cdef class Pool:
-    """Pool(file, recycle): rows of one size, of which some are free.
+    """Pool(file, recycle, name=""): rows of one size, of which some are free.
 
     Parameters
     ----------
     file : Descriptor
     recycle : bool
         Whether a row that nobody holds is free again.
+    name : str, optional
+        Of the dataset that the rows are in, for messages.
     """
 
     cdef Descriptor file
+    cdef readonly str name
+    cdef bytes what         # the same for a signal handler
     cdef list offsets       # of the free rows, the next one last
     cdef bint recycle
     cdef readonly int rows  # in all
     cdef public int due     # saves until several ranks agree again
 
-    def __init__(self, Descriptor file not None, bint recycle):
+    def __init__(self, Descriptor file not None, bint recycle, str name=""):
         self.file = file
         self.recycle = recycle
+        self.name = name
+        self.what = f"dataset {name!r} of file {file.path!r}".encode(errors="replace")
         self.offsets = []
 
     @property
@@ -167,6 +196,8 @@ cdef class Row:
     cdef int transfer(self, object array, int flags, bint writing) except -1:
         cdef Py_buffer view
         cdef int status
+        if forked and writing:
+            raise ClosedFile("it belongs to the process that opened it", self.pool.file.path, self.pool.name)
         PyObject_GetBuffer(array, &view, flags)
         with nogil:
             log_begin(SAVE if writing else LOAD)
@@ -174,7 +205,7 @@ cdef class Row:
             log_end(SAVE if writing else LOAD, view.len)
         PyBuffer_Release(&view)
         if status:
-            raise failure(self.pool.file, status, "writing" if writing else "reading", view.len)
+            raise failure(self.pool, status, "writing" if writing else "reading", view.len)
         return 0
 
     def map(self, shape, dtype):
@@ -208,9 +239,14 @@ cdef class Row:
             log_end(LOAD, <long long> (length - ahead))
         if mapping.start == MAP_FAILED:
             mapping.start = NULL
-            raise failure(self.pool.file, errno, "mapping", length)
+            raise failure(self.pool, errno, "mapping", length)
         mapping.length = length
         mapping.row = self
+        mapping.note.start = <char*> mapping.start
+        mapping.note.length = length
+        mapping.note.what = self.pool.what
+        watch_sigbus()
+        note_mapped(&mapping.note)
         return np.ndarray(shape, dtype, mapping, ahead)
 
 
@@ -222,10 +258,12 @@ cdef class Mapping:
     cdef void* start
     cdef size_t length
     cdef Row row
+    cdef mapped note
 
     def __getbuffer__(self, Py_buffer* view, int flags):
         PyBuffer_FillInfo(view, self, self.start, <Py_ssize_t> self.length, 0, flags)
 
     def __dealloc__(self):
-        if self.start != NULL:
+        if self.note.start != NULL:
+            forget_mapped(&self.note)
             munmap(self.start, self.length)

@@ -222,13 +222,16 @@ cdef int write_entries(Handle handle, object name, object array, long long row, 
     return 0
 
 
-cdef tuple create_rows(Handle handle, object name, int rows, long long limit, object array):
+cdef tuple create_rows(Handle handle, object name, int rows, long long limit, object room, object array):
     cdef Dataset dataset
     begin_capture()
     try:
         sizes = prepare(handle, "write", name, array.size, 1, array.dtype, None)
         stride = sum(sizes) * array.itemsize
-        rows = max(1, min(rows, limit // max(1, stride)))
+        rows = max(1, min(rows, int(min(limit, room)) // max(1, stride)))
+        if stride > room:
+            raise TransferError(f"{os.strerror(_errno.EDQUOT)}: {room:.0f} bytes left of the limit, {stride} needed",
+                                handle.path, name, errno=_errno.EDQUOT)
         error = None
         try:
             dataset = contiguous(handle, encode(name), (rows, sum(sizes)), array.dtype)
@@ -486,7 +489,7 @@ cdef class VecFile:
             error, array = exc, np.empty(0, SCALAR)
         read_entries(handle, name, <void*> data, array.size, array.dtype, error)
 
-    def create_rows(self, name, rows, array, *, limit=2**28):
+    def create_rows(self, name, rows, array, *, limit=2**28, room=float("inf")):
         """Make a dataset for arrays like `array`, one in each row, at its final place in the file.
 
         Collective on the file's communicator.  Nothing is written: each rank moves its own
@@ -501,6 +504,8 @@ cdef class VecFile:
             As large as this rank's part of a row.
         limit : int, optional
             Make fewer rows, but at least one, where they would take more bytes than this.
+        room : float, optional
+            Bytes that all rows of all ranks may take at most, the same on every rank.
 
         Returns
         -------
@@ -515,7 +520,7 @@ cdef class VecFile:
         NoAccess, ClosedFile, TransferError
             On every rank of the file's communicator.
         """
-        return create_rows(checked(self), name, rows, limit, array)
+        return create_rows(checked(self), name, rows, limit, room, array)
 
     # ------------------------------------------------------------------ looking
 

@@ -141,8 +141,8 @@ class Tight:
         self.file = file
     def __getattr__(self, name):
         return getattr(self.file, name)
-    def create_rows(self, name, rows, array):
-        return self.file.create_rows(name, rows, array, limit=1)
+    def create_rows(self, name, rows, array, **others):
+        return self.file.create_rows(name, rows, array, limit=1, **others)
 
 store = Store(comm, sys.argv[1])
 store.put("other", np.ones(1))

@@ -1,0 +1,82 @@
+/* Mapped files, and what happens when the disk does not deliver one: SIGBUS.
+
+   A fault inside a mapping that was noted here ends the job with one sentence; any other
+   one goes where it went before. */
+
+#include <mpi.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+struct mapped {
+    const char *start;
+    size_t length;
+    const char *what; /* "dataset ... of file ..." */
+    struct mapped *before, *after;
+};
+
+static struct mapped *volatile first_mapped = NULL;
+static struct sigaction sigbus_before;
+
+static void sigbus_say(const char *words)
+{
+    if (write(STDERR_FILENO, words, strlen(words)) < 0) return; /* nothing can be done about it here */
+}
+
+static void sigbus(int number, siginfo_t *info, void *context)
+{
+    const char *address = (const char *)info->si_addr;
+    char host[256] = "";
+    int running = 0, over = 0;
+
+    for (struct mapped *m = first_mapped; m && info->si_code > 0; m = m->after)
+        if (address >= m->start && address < m->start + m->length) {
+            gethostname(host, sizeof host - 1);
+            sigbus_say("localckpt: the disk does not deliver a checkpoint that was stored, on ");
+            sigbus_say(host);
+            sigbus_say(": ");
+            sigbus_say(m->what);
+            sigbus_say(" (SIGBUS: truncated, or an input/output error). The job ends here.\n");
+            signal(SIGALRM, SIG_DFL); /* where MPI cannot abort from here, this ends the process */
+            alarm(5);
+            MPI_Initialized(&running);
+            MPI_Finalized(&over);
+            if (running && !over) MPI_Abort(MPI_COMM_WORLD, 1);
+            _exit(1);
+        }
+    if (sigbus_before.sa_flags & SA_SIGINFO)
+        sigbus_before.sa_sigaction(number, info, context);
+    else if (sigbus_before.sa_handler == SIG_DFL) {
+        sigaction(number, &sigbus_before, NULL);
+        raise(number); /* comes as soon as this handler is done */
+    } else if (sigbus_before.sa_handler != SIG_IGN)
+        sigbus_before.sa_handler(number);
+}
+
+/* Have `sigbus` called, again if somebody has replaced it since. */
+static void watch_sigbus(void)
+{
+    struct sigaction now, ours = {0};
+
+    if (sigaction(SIGBUS, NULL, &now) || ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == sigbus)) return;
+    sigbus_before = now;
+    ours.sa_sigaction = sigbus;
+    ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    sigaction(SIGBUS, &ours, NULL);
+}
+
+static void note_mapped(struct mapped *m)
+{
+    m->before = NULL;
+    m->after = first_mapped;
+    if (m->after) m->after->before = m;
+    first_mapped = m;
+}
+
+static void forget_mapped(struct mapped *m)
+{
+    if (m->after) m->after->before = m->before;
+    if (m->before) m->before->after = m->after;
+    else first_mapped = m->after;
+}
