@@ -68,6 +68,27 @@ def test_save_again(benchmark, tape, function, rounds):
     benchmark.pedantic(save, setup=begin, rounds=rounds, warmup_rounds=2*KEPT)
 
 
+@pytest.mark.parametrize("alive", [10, 100, 1000, 10000])
+@pytest.mark.parametrize("kind", ["localckpt", "viewer"])
+def test_save_new_among_many(benchmark, kind, alive):
+    """One of 1,000 dofs, beside so many that are alive."""
+    new_tape(kind)
+    pause_annotation()
+    f = Function(FunctionSpace(UnitIntervalMesh(500), "DG", 1))
+    checkpointer = get_working_tape()._package_data["firedrake"]
+    checkpointer.continue_checkpointing()
+    others = []
+
+    def change():
+        f.dat._data[0] += 1
+
+    for _ in range(alive):
+        change()
+        others.append(CheckpointFunction(f))
+    benchmark.pedantic(lambda: CheckpointFunction(f), setup=change, rounds=200, warmup_rounds=10)
+    checkpointer.pause_checkpointing()
+
+
 def test_restore(benchmark, tape, function, rounds):
     checkpoint = CheckpointFunction(function)
     benchmark.pedantic(checkpoint.restore, rounds=rounds, warmup_rounds=3)
@@ -80,11 +101,29 @@ def test_restore_and_read(benchmark, tape, function, rounds):
 
 # ------------------------------------------------------------------------------ limits
 
+class Rows:
+    """A file of as many rows as checkpoints are alive, used in turn."""
+
+    def __init__(self, file, data):
+        self.file, self.data, self.number = file.fileno(), data, 0
+        for _ in range(KEPT + 1):
+            self.write()
+
+    def next(self):
+        self.number = (self.number + 1) % (KEPT + 1)
+        return self.number*self.data.nbytes
+
+    def write(self):
+        os.pwrite(self.file, self.data, self.next())
+
+    def read(self):
+        os.preadv(self.file, [np.empty_like(self.data)], self.next())
+
+
 @pytest.fixture
-def descriptor(function):
+def rows(function):
     with tempfile.TemporaryFile(buffering=0) as file:
-        os.pwrite(file.fileno(), function.dat.data_ro, 0)
-        yield file.fileno()
+        yield Rows(file, function.dat.data_ro)
 
 
 def test_limit_memory_checkpoint(benchmark, function, rounds):
@@ -96,17 +135,13 @@ def test_limit_hash(benchmark, function, rounds):
     benchmark.pedantic(lambda: xxh3_128_digest(data), rounds=rounds, warmup_rounds=3)
 
 
-def test_limit_pwrite(benchmark, function, rounds, descriptor):
-    data = function.dat.data_ro
-    benchmark.pedantic(lambda: os.pwrite(descriptor, data, 0), rounds=rounds, warmup_rounds=3)
+def test_limit_pwrite(benchmark, function, rounds, rows):
+    benchmark.pedantic(rows.write, rounds=rounds, warmup_rounds=3)
 
 
-def test_limit_hash_and_pwrite(benchmark, function, rounds, descriptor):
-    data = function.dat.data_ro
-    benchmark.pedantic(lambda: (xxh3_128_digest(data), os.pwrite(descriptor, data, 0)), rounds=rounds,
-                       warmup_rounds=3)
+def test_limit_hash_and_pwrite(benchmark, function, rounds, rows):
+    benchmark.pedantic(lambda: (xxh3_128_digest(rows.data), rows.write()), rounds=rounds, warmup_rounds=3)
 
 
-def test_limit_pread(benchmark, function, rounds, descriptor):
-    n = function.dat.data_ro.size
-    benchmark.pedantic(lambda: os.preadv(descriptor, [np.empty(n)], 0), rounds=rounds, warmup_rounds=3)
+def test_limit_pread(benchmark, function, rounds, rows):
+    benchmark.pedantic(rows.read, rounds=rounds, warmup_rounds=3)

@@ -62,6 +62,8 @@ cdef tuple prepare(Handle handle, str what, object name, object n, long long bs,
     """Local checks, then everybody's sizes, or the error that any rank has. Collective."""
     if error is None:
         try:
+            if handle.diverted:
+                raise TransferError("an earlier transfer failed")
             if what == "write" and handle.mode == "r":
                 raise NoAccess("the file is open for reading only", errno=_errno.EACCES)
             encode(name)
@@ -177,16 +179,21 @@ cdef int write_scalars(Handle handle, object name, const void* data, long long n
                 ierr = VecView(v, handle.viewer)
                 VecDestroy(&v)
                 CHKERR(ierr)
+        except Exception as exc:
+            error = blame(handle, exc, name)
+            # VecView ends in a collective flush, where the others wait for a rank whose own
+            # transfer failed: one in which it cannot fail again.
+            if handle.size > 1 and "H5Dwrite" in str(exc):
+                handle.divert()
+                with nogil:
+                    H5Fflush(handle.id, H5F_SCOPE_GLOBAL)
+        handle.settle(error)  # before metadata change on some ranks only
+        try:
             dataset = Dataset()
             dataset.open(handle, path)
             dataset.mark(LAYOUT, layout_number(handle, sizes))
         except Exception as exc:
             error = blame(handle, exc, name)
-            # VecView ends in a collective flush, where the others wait for a rank
-            # whose own transfer failed.
-            if handle.size > 1 and "H5Dwrite" in str(exc):
-                with nogil:
-                    H5Fflush(handle.id, H5F_SCOPE_GLOBAL)
         handle.settle(error)
     finally:
         end_capture()

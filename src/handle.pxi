@@ -12,6 +12,7 @@ cdef class Handle:
     cdef PetscViewer viewer
     cdef hid_t id, dxpl
     cdef int dropped
+    cdef bint diverted
     cdef object descriptor  # a plain one, of a file to write
     cdef int64_t end        # of what is known to be allocated
     cdef readonly str path, mode
@@ -105,25 +106,54 @@ cdef class Handle:
         self.settle(error)
         return 0
 
+    cdef int divert(self) except -1:
+        """Let what MPI-IO still writes to this file go nowhere. Not collective.
+
+        HDF5 writes its metadata when it closes a file; where it cannot, it keeps the id of what
+        it has freed, and crashes on it at exit.
+        """
+        self.diverted = True
+        mine = os.fstat(self.descriptor.fileno())
+        nowhere = os.memfd_create("nowhere")
+        for name in os.listdir("/proc/self/fd"):
+            number = int(name)
+            try:
+                found = os.fstat(number)
+            except OSError:
+                continue  # that of the listing itself
+            if number != self.descriptor.fileno() and (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino):
+                os.dup2(nowhere, number, inheritable=False)
+        os.close(nowhere)
+        return 0
+
     cdef int close(self) except -1:
         """Give everything back. Collective where there are several ranks."""
         cdef PetscViewer viewer = self.viewer
         cdef hid_t dxpl = self.dxpl
         error = None
-        if viewer == NULL:
-            return 0
+        if viewer == NULL or self.diverted and self.size > 1:
+            return 0  # see _close_all
         self.viewer = NULL
         files.remove(self)
         begin_capture()
         try:
+            try:
+                if os.fstat(self.descriptor.fileno()).st_nlink == 0:
+                    self.divert()  # nobody can open it again: its metadata need not be written
+                elif self.mode != "r":
+                    with nogil:
+                        CHKH5(H5Fflush(self.id, H5F_SCOPE_GLOBAL))
+            except StorageError as exc:
+                exc.file = self.path
+                error = exc
+                self.divert()
             with nogil:
                 if dxpl != H5P_DEFAULT:
                     CHKH5(H5Pclose(dxpl))
                 CHKERR(PetscViewerDestroy(&viewer))
         except StorageError as exc:
             exc.file = self.path
-            error = exc
-            stuck.append(self.path)
+            error = error or exc
         finally:
             end_capture()
             self.descriptor = None
@@ -137,8 +167,6 @@ cdef class Handle:
 # Every file that is open in this process, in the order of opening. Opening is collective,
 # so on each communicator all its ranks have the same files here in the same order.
 files = []
-# Those that HDF5 could not close, and would try to close again after MPI is gone.
-stuck = []
 
 
 cdef reap(Handle new):
@@ -171,10 +199,14 @@ def _close_all():
             handle.close()
         except StorageError as exc:
             warnings.warn(f"closing at exit: {exc}", ResourceWarning)
-    if stuck:
-        begin_capture()
-        H5close()
-        # Nothing is left to restore HDF5's handlers in.
+    if files:
+        # One rank failed within a collective operation, and HDF5's ranks have lost step: closing
+        # the file, which MPI_Finalize has HDF5 do, would never end.
+        handle = files[0]
+        print(f"localckpt: all is done, but the job is aborted: HDF5 cannot close {handle.path!r}, "
+              "to which a rank could not write", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        mpi.MPI_Abort(handle.comm, 1)
 
 
 cdef Handle open_handle(object comm, object path, object mode, object collective):

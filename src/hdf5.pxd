@@ -38,7 +38,6 @@ cdef extern from "hdf5.h" nogil:
     herr_t H5Eclear2(hid_t)
     # H5F, H5G, H5O, H5I
     herr_t H5Fflush(hid_t, int)
-    herr_t H5close()
     hid_t H5Gcreate2(hid_t, const char*, hid_t, hid_t, hid_t)
     herr_t H5Gclose(hid_t)
     hid_t H5Oopen(hid_t, const char*, hid_t)

@@ -1,0 +1,63 @@
+/* Lets system calls of a process fail, to be preloaded.
+
+   FAULT is "CALL ERRNO SKIP COUNT PART": of the calls on files whose path contains PART, after
+   the first SKIP ones, COUNT fail with ERRNO.  ERRNO 0 moves half of the bytes instead. FAULT_RANK
+   confines it to one rank of mpiexec. */
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static int fails(const char *call, int fd)
+{
+    static char name[32], part[256];
+    static int error, skip, count = -1;
+    char link[64], path[4096];
+    const char *only = getenv("FAULT_RANK"), *rank = getenv("OMPI_COMM_WORLD_RANK");
+    ssize_t length;
+
+    if (count < 0) {
+        count = 0;
+        if (getenv("FAULT") && (!only || !rank || !strcmp(only, rank)))
+            sscanf(getenv("FAULT"), "%31s %d %d %d %255s", name, &error, &skip, &count, part);
+    }
+    if (!count || strcmp(call, name)) return -1;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    length = readlink(link, path, sizeof path - 1);
+    path[length > 0 ? length : 0] = 0;
+    if (!strstr(path, part) || skip-- > 0) return -1;
+    count--;
+    return error;
+}
+
+#define MOVE(name, buffer)                                                \
+    ssize_t name(int fd, buffer data, size_t n, off_t offset)             \
+    {                                                                     \
+        static ssize_t (*real)(int, buffer, size_t, off_t);               \
+        int error = fails(strncmp(#name, "pwrite", 6) ? "pread" : "pwrite", fd); \
+        if (!real) *(void **)&real = dlsym(RTLD_NEXT, #name);             \
+        if (error > 0) return errno = error, -1;                          \
+        return real(fd, data, error ? n : (n + 1) / 2, offset);           \
+    }
+
+MOVE(pwrite, const void *)
+MOVE(pwrite64, const void *)
+MOVE(pread, void *)
+MOVE(pread64, void *)
+
+#define RESERVE(name)                                           \
+    int name(int fd, int mode, off_t offset, off_t length)      \
+    {                                                           \
+        static int (*real)(int, int, off_t, off_t);             \
+        int error = fails("fallocate", fd);                     \
+        if (!real) *(void **)&real = dlsym(RTLD_NEXT, #name);   \
+        if (error > 0) return errno = error, -1;                \
+        return real(fd, mode, offset, length);                  \
+    }
+
+RESERVE(fallocate)
+RESERVE(fallocate64)

@@ -1,0 +1,136 @@
+"""System calls that fail, in a store: resumed, or answered by the next tier, or one clear error."""
+
+import errno
+
+import pytest
+
+STORE = """
+import logging
+from localckpt.places import Tier
+from localckpt.store import Store
+
+folder, layout, engine, tiers = sys.argv[1:5]
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+c = MPI.COMM_SELF if layout == "own" else comm
+for name in ("first", "second"):
+    os.makedirs(os.path.join(folder, name), exist_ok=True)
+comm.barrier()
+store = Store(c, os.path.join(folder, "first", f"{comm.rank if layout == 'own' else 'all'}.h5"), engine=engine,
+              tiers=[Tier(os.path.join(folder, "second"))] * (tiers == "two"))
+
+
+def values(i):
+    return np.random.default_rng([i, comm.rank]).standard_normal(SIZE)
+
+
+def save(n=20):
+    return [store.put("a", values(i)) for i in range(n)]
+
+
+def check(rows):
+    for i, row in enumerate(rows):
+        assert (store.get(row, (SIZE,), np.dtype(float)) == values(i)).all(), i
+
+"""
+SIZE = 1000
+EVERY = 10**6
+LAYOUTS = [(0, "own"), (2, "own"), (2, "world")]
+FAILURES = [("pwrite", "ENOSPC"), ("pwrite", "EIO"), ("pwrite", "EDQUOT"), ("pwrite", "EROFS"), ("pwrite", "EFBIG"),
+            ("pwrite", "EAGAIN"), ("fallocate", "ENOSPC"), ("fallocate", "EDQUOT")]
+
+
+@pytest.fixture
+def run(tmp_path, run_script, faulty):
+    """run(code, fault, …): what `code` says after STORE in which the system fails so."""
+    def run(code, fault, ranks=0, layout="own", engine="direct", tiers="one", rank=None):
+        done = run_script(f"SIZE = {SIZE}\n" + STORE + code, tmp_path, layout, engine, tiers,
+                          before=faulty(fault, ranks, rank), seconds=30)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return done.stdout
+    return run
+
+
+ROWS = """
+from localckpt._rows import Descriptor, Pool
+pool = Pool(Descriptor(sys.argv[1] + "/first", os.O_RDWR | os.O_CREAT), True)
+pool.add(24, 8*SIZE, 20)
+rows = [pool.claim() for i in range(20)]
+for i, row in enumerate(rows):
+    row.write(np.random.default_rng(i).standard_normal(SIZE))
+array = np.empty(SIZE)
+for i, row in enumerate(rows):
+    row.read(array)
+    assert (array == np.random.default_rng(i).standard_normal(SIZE)).all()
+"""
+
+
+@pytest.mark.parametrize("size", [1, 10, 1000, 300000])
+@pytest.mark.parametrize("call, error, count", [
+    ("pwrite", 0, EVERY), ("pread", 0, EVERY), ("pwrite", errno.EINTR, 7), ("pread", errno.EINTR, 7),
+    ("pwrite", errno.EAGAIN, 20), ("pread", errno.EAGAIN, 20)])
+def test_what_was_cut_short_goes_on(tmp_path, run_script, faulty, call, error, count, size):
+    done = run_script(f"SIZE = {size}\n" + ROWS, tmp_path, before=faulty(f"{call} {error} 3 {count} first"), seconds=30)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("ranks, layout", LAYOUTS)
+@pytest.mark.parametrize("call, error", FAILURES)
+def test_a_store_goes_on_in_the_next_tier(run, call, error, ranks, layout):
+    said = run("""
+rows = save()
+assert store.last is not store and os.path.dirname(os.path.dirname(store.last.path)) == os.path.join(folder, "second")
+check(rows)
+again = save()
+check(again)
+""", f"{call} {getattr(errno, error)} 3 {EVERY} first", ranks, layout, tiers="two")
+    assert said.count("second") == max(1, ranks)
+
+
+def test_one_rank_alone_goes_on_in_the_next_tier(run):
+    said = run("""
+rows = save()
+assert (store.last is store) == (comm.rank == 0)
+check(rows)
+check(save())
+""", f"pwrite {errno.EIO} 9 {EVERY} first", 2, "world", tiers="two", rank=1)
+    assert said.count("Input/output error") == 1
+
+
+def test_ranks_with_a_viewer_go_on_in_the_next_tier_together(run_script, tmp_path, faulty):
+    # HDF5 cannot close the file after that: the job has to be aborted at its end.
+    done = run_script(f"SIZE = {SIZE}\n" + STORE + """
+rows = save()
+assert store.last is not store
+new = rows[10:]
+check(save())
+print("done")
+""", tmp_path, "world", "viewer", "two", before=faulty(f"pwrite {errno.EIO} 9 {EVERY} first", 2, 1), seconds=30)
+    assert done.stdout.count("done\n") == 2 and "Input/output error" in done.stderr
+    assert done.returncode == 1 and "HDF5 cannot close" in done.stderr
+
+
+@pytest.mark.parametrize("ranks, layout", LAYOUTS)
+@pytest.mark.parametrize("call, error", FAILURES)
+def test_without_a_next_tier_the_error_names_its_cause(run, call, error, ranks, layout):
+    words = "Resource temporarily unavailable" if error == "EAGAIN" else ""
+    run(f"""
+found = attempt(save)
+words = {words!r} or os.strerror({getattr(errno, error)})
+for rank, (kind, said) in enumerate(found):
+    assert kind == "TransferError" and words in said and "first" in said and "dataset 'a" in said, found
+""", f"{call} {getattr(errno, error)} 3 {EVERY} first", ranks, layout)
+
+
+def test_a_disk_that_cannot_reserve_is_used_all_the_same(run):
+    assert run("check(save())", f"fallocate {errno.EOPNOTSUPP} 0 {EVERY} first") == ""
+
+
+@pytest.mark.parametrize("ranks, layout", LAYOUTS)
+def test_a_read_that_fails_names_its_cause(run, ranks, layout):
+    run("""
+rows = save()
+found = attempt(check, rows)
+assert all(kind == "TransferError" and "Input/output error" in said and "dataset 'a'" in said
+           for kind, said in found), found
+""", f"pread {errno.EIO} 0 {EVERY} .data", ranks, layout)
