@@ -1,0 +1,182 @@
+"""Disks that are full, and what a tape makes of it: real small disks, limits and descriptors."""
+
+from pathlib import Path
+
+import pytest
+
+TAPE = """
+sys.path.insert(0, sys.argv[1])
+small, big = sys.argv[2:4]
+os.makedirs(big, exist_ok=True)
+import logging, resource
+logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.INFO)
+import firedrake as fd
+from burgers import assert_same, bare_tape, record, record_on_disk, sweep
+mesh = fd.UnitSquareMesh(40, 40)
+with bare_tape():
+    expected = sweep(record(mesh=mesh), 1.3, mesh)
+
+
+def recorded(**arguments):
+    with bare_tape():
+        functional = record_on_disk(mesh=mesh, **arguments)
+        return functional.tape._package_data["firedrake"], functional
+
+
+def evaluate(functional):
+    for _ in range(2):
+        assert_same([sweep(functional, 1.3, mesh)], [expected])
+    print("right", flush=True)
+
+"""
+LAYOUTS = [(0, "own"), (2, "own"), (2, "world")]
+
+
+@pytest.fixture
+def run(tmp_path, run_script, small_disk):
+    """run(code, ranks, size=…): what became of `code` after TAPE, with a disk of that size."""
+    def run(code, ranks=0, size="500k", env=()):
+        folder, before = small_disk(size)
+        return run_script(TAPE + code, Path(__file__).parents[1] / "tape", folder, tmp_path / "big", ranks=ranks,
+                          before=[*before, "env", *env], seconds=100)
+    return run
+
+
+@pytest.mark.parametrize("engine", ["direct", "viewer"])
+@pytest.mark.parametrize("ranks, layout", LAYOUTS)
+def test_a_run_goes_on_in_the_next_folder(run, ranks, layout, engine):
+    done = run(f"""
+checkpointer, functional = recorded(checkpoint_dir=[small, big], engine={engine!r},
+                                    checkpoint_comm=MPI.COMM_SELF if {layout!r} == "own" else comm)
+evaluate(functional)
+store = checkpointer._functions.store
+assert any(comm.allgather(store.last is not store))
+""", ranks)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("right") == max(1, ranks) and "No space left on device" in done.stdout
+
+
+def test_a_folder_that_is_not_there_is_passed_over(run):
+    done = run("evaluate(recorded(checkpoint_dir=['/no/such/folder', big])[1])")
+    assert done.returncode == 0, done.stderr
+    assert "no checkpoints to /no/such/folder" in done.stdout
+
+
+def test_folders_may_name_environment_variables(run):
+    done = run("""
+os.environ["ELSEWHERE"] = big
+checkpointer, functional = recorded(checkpoint_dir="$ELSEWHERE")
+assert checkpointer.dirname.startswith(big)
+""")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("engine", ["direct", "viewer"])
+def test_a_limit_is_kept(run, ranks, engine):
+    done = run(f"""
+checkpointer, functional = recorded(checkpoint_dir=[small, big], engine={engine!r})
+evaluate(functional)
+store = checkpointer._functions.store
+assert store.last is not store and 0 <= store.left, store.left
+""", ranks, size="100m", env=["PETSC_OPTIONS=-localckpt_dir_limit 300e3,1e9"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("right") == max(1, ranks) and "Disk quota exceeded" in done.stdout
+
+
+LOST = """
+try:
+    checkpointer, functional = recorded(checkpoint_dir=small)
+except localckpt.CheckpointError as exc:
+    assert "CAUSE" in str(exc) and repr(small)[1:-1] in str(exc) and "bytes wanted" in str(exc), exc
+    print("lost:", exc)
+else:
+    sys.exit("nothing happened")
+"""
+
+
+def test_without_a_next_folder_the_error_says_what_is_missing(run):
+    done = run(LOST.replace("CAUSE", "No space left on device"), size="300k")
+    assert done.returncode == 0, done.stderr
+    assert "rank 0" in done.stdout and " free" in done.stdout
+
+
+def test_files_that_may_not_grow(run):
+    done = run("resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))\n" + LOST.replace("CAUSE", "File too large"),
+               size="100m")
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_descriptors_left(run):
+    done = run("""
+first, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+with bare_tape():
+    localckpt.adjoint.enable_disk_checkpointing(checkpoint_dir=big)
+    checkpointer = fd.adjoint.get_working_tape()._package_data["firedrake"]
+resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
+try:
+    checkpointer.save(fd.Function(fd.FunctionSpace(mesh, "DG", 0)))
+except localckpt.CheckpointError as exc:
+    words = str(exc)
+resource.setrlimit(resource.RLIMIT_NOFILE, (first, hard))
+assert "Too many open files" in words, words
+""")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_tape_that_lost_a_checkpoint_says_so_whenever_it_is_used(run):
+    done = run("""
+import pickle
+from localckpt.adjoint import DiskCheckpointer
+checkpointer = DiskCheckpointer(checkpoint_dir=small)
+V = fd.FunctionSpace(mesh, "CG", 2)
+saved, error = [], None
+while error is None:
+    try:
+        saved.append(checkpointer.save(fd.Function(V).assign(len(saved))))
+    except localckpt.CheckpointError as exc:
+        error = exc
+for use in (saved[0].load, lambda: checkpointer.save(fd.Function(V))):
+    found = attempt(use)
+    assert found == [("CheckpointError", str(error))], found
+""")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("layout", ["own", "world"])
+def test_an_uncaught_loss_on_one_rank_ends_the_job_with_one_message(run, layout):
+    # Rank 1 alone has a small disk, and nowhere else to go.
+    done = run(f"""
+own = {layout!r} == "own"
+resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5)) if comm.rank == 1 else None
+recorded(checkpoint_dir=big, checkpoint_comm=MPI.COMM_SELF if own else comm)
+""", 2)
+    assert done.returncode not in (0, 110), done.stderr
+    messages = [line for line in done.stderr.splitlines() if line.startswith("localckpt._errors.CheckpointError")]
+    assert len(messages) == (1 if layout == "own" else len(messages)) and messages
+    assert "rank 1" in done.stderr and "File too large" in done.stderr
+
+
+def test_what_a_timestep_takes_is_said_once(run):
+    done = run("evaluate(recorded(checkpoint_dir=big)[1])", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the first timestep takes") == 1
+
+
+def test_a_disk_that_is_nearly_full_is_a_warning(run):
+    done = run("""
+from localckpt.adjoint import DiskCheckpointer
+checkpointer = DiskCheckpointer(checkpoint_dir=small)
+f = fd.Function(fd.FunctionSpace(mesh, "DG", 0))
+saved = []
+try:
+    while True:
+        checkpointer.continue_checkpointing()
+        saved.append(checkpointer.save(f.assign(len(saved))))
+        checkpointer.pause_checkpointing()
+except localckpt.CheckpointError:
+    print("lost")
+""", size="5m")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("are left in") == 1
+    assert done.stdout.index("are left in") < done.stdout.index("lost")
