@@ -203,7 +203,7 @@ class DiskCheckpointer(TapePackageData):
                 f"{function.name()!r}: {exc.cause}; {nbytes} bytes wanted, {free} free",
                 exc.file, exc.dataset, exc.rank, exc.errno)
             self._functions.store.failure = error
-            raise error from exc
+            raise error from None  # its cause is in its words
 
     def save_mesh(self, mesh):
         """A checkpoint of a mesh's coordinates. Firedrake's tape makes one in every timestep.

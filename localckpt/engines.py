@@ -87,7 +87,10 @@ class DirectEngine:
         try:
             try:
                 first, stride, rows = self.file.create_rows(name, more(pool.rows), array, room=room)
-            except OSError:  # no room for so many; for one, perhaps
+            except OSError as exc:
+                if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                # No room for so many; for one, perhaps.
                 first, stride, rows = self.file.create_rows(name, 1, array, room=room)
             if not self.recycle:
                 self.file.flush()  # a file to keep is an HDF5 file whatever happens next

@@ -5,6 +5,7 @@ import atexit
 import errno as _errno
 import os
 import pickle
+import resource
 import sys
 import warnings
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import numpy as np
 from mpi4py import MPI
 from petsc4py import PETSc
 
-from libc.errno cimport EINTR, ENOSYS, EOPNOTSUPP, errno
+from libc.errno cimport EFBIG, EINTR, ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport int32_t, int64_t
 from posix.types cimport off_t
 from mpi4py cimport libmpi as mpi

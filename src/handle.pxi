@@ -86,23 +86,27 @@ cdef class Handle:
             Where the bytes are in the file; -1 for the end of what is allocated.
         nbytes : int
         """
-        cdef int status = 0
-        cdef int fd
+        cdef int number = 0
+        cdef int status, fd
         error = None
         if self.rank == 0:
             fd = self.descriptor.fileno()
             if start < 0:  # VecView's flush has made the file as long as HDF5 thinks it is
                 start = max(os.fstat(fd).st_size, self.end)
+            longest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]  # which not all filesystems look at here
             with nogil:
                 while True:
                     status = fallocate(fd, FALLOC_FL_KEEP_SIZE, <off_t> start, <off_t> (nbytes + SLACK))
-                    if status == 0 or errno != EINTR:
+                    number = errno if status else 0
+                    if number != EINTR:
                         break
-            if status == 0 or errno in (EOPNOTSUPP, ENOSYS):
+            if 0 <= longest < start + nbytes + SLACK:
+                number = EFBIG
+            if number in (0, EOPNOTSUPP, ENOSYS):
                 self.end = max(self.end, start + nbytes)
             else:
-                error = TransferError(f"{os.strerror(errno)}, reserving {nbytes + SLACK} bytes",
-                                      self.path, errno=errno)
+                error = TransferError(f"{os.strerror(number)}, reserving {nbytes + SLACK} bytes",
+                                      self.path, errno=number)
         self.settle(error)
         return 0
 
