@@ -1,9 +1,13 @@
-"""``python -m localckpt run script.py args…``: Firedrake's disk checkpointing on localckpt."""
+"""``python -m localckpt``: run a script on localckpt, clean up after dead runs."""
 
 import argparse
+import json
 import os
 import runpy
 import sys
+from dataclasses import asdict
+
+from localckpt import leftovers
 
 
 def run(target, arguments, module):
@@ -19,6 +23,26 @@ def run(target, arguments, module):
         runpy.run_path(target, run_name="__main__")
 
 
+def clean(folders, really, as_json):
+    """List what runs have left in these folders, and remove what nobody needs."""
+    found = [folder for parent in folders if os.path.isdir(parent) for folder in leftovers.find(parent)]
+    removed = set()
+    if really:
+        removed = {folder.path for parent in folders if os.path.isdir(parent)
+                   for folder in leftovers.remove_dead(parent)}
+    left = [folder.path for folder in found if not folder.why and really and folder.path not in removed]
+    if as_json:
+        print(json.dumps([asdict(folder) | {"removed": folder.path in removed} for folder in found], indent=4))
+    else:
+        for folder in found:
+            what = (f"stays: {folder.why}" if folder.why else "removed" if folder.path in removed else
+                    "could not be removed" if really else "to be removed with --yes")
+            print(f"{folder.nbytes / 1e6:12.3f} MB {folder.age / 3600:9.1f} h  {folder.path}  {what}")
+        if not found:
+            print(f"nothing in {', '.join(folders)}")
+    return 1 if left else 0
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m localckpt", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -27,8 +51,19 @@ def main(argv=None):
     command.add_argument("-m", dest="module", action="store_true", help="the target is a module")
     command.add_argument("target", help="script or module that uses Firedrake's enable_disk_checkpointing")
     command.add_argument("arguments", nargs=argparse.REMAINDER, help="its own arguments")
+    command.set_defaults(call=lambda given: run(given.target, given.arguments, given.module))
+    command = commands.add_parser(
+        "clean", help="remove what killed runs have left on this node",
+        description="List the folders that runs have made, and what becomes of each: one that a live run uses, "
+                    "that cleanup=False asked to keep, or that is another user's or host's, stays.",
+        epilog="Exit status: 0, or 1 if something could not be removed.")
+    command.add_argument("folders", nargs="*", metavar="folder", default=[*leftovers.usual(), os.getcwd()],
+                         help="where to look (default: %(default)s)")
+    command.add_argument("--yes", action="store_true", help="remove them; without it they are only listed")
+    command.add_argument("--json", action="store_true", help="print a JSON list")
+    command.set_defaults(call=lambda given: clean(given.folders, given.yes, given.json))
     options = parser.parse_args(argv)
-    run(options.target, options.arguments, options.module)
+    sys.exit(options.call(options))
 
 
 if __name__ == "__main__":

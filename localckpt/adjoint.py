@@ -10,8 +10,8 @@ module puts the question which checkpointer it belongs to in front of that
 (:mod:`localckpt.seam`).
 """
 
+import contextlib
 import os
-import shutil
 import warnings
 import weakref
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from pyadjoint import OverloadedType, get_working_tape
 from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
-from localckpt import seam
+from localckpt import leftovers, seam
 from localckpt._errors import CheckpointError, StorageError
 from localckpt.functions import FunctionStore, check_ranks, content, new_function
 from localckpt.places import Place, Watch, agree, announce, choose_engine, choose_tiers, log, make_folder
@@ -118,10 +118,12 @@ class DiskCheckpointer(TapePackageData):
                 "checkpoint_comm without checkpoint_dir defaults to cwd, which is usually on the shared "
                 "filesystem. Consider setting checkpoint_dir to a node-local path.", UserWarning, stacklevel=3)
             checkpoint_dir = os.getcwd()
+        node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        most = comm.allreduce(node.size, MPI.MAX)
         error = None
         try:
             check_ranks(self.checkpoint_comm, comm, "comm")
-            tiers = choose_tiers(checkpoint_dir or dirname, comm)
+            tiers = choose_tiers(checkpoint_dir or dirname, most)
             self.dirname, tier = self._first_folder(tiers)
         except (OSError, ValueError) as exc:
             error = exc
@@ -129,10 +131,10 @@ class DiskCheckpointer(TapePackageData):
             agree(comm, error)
         except Exception:
             if error is None and self.checkpoint_comm.rank == 0:
-                shutil.rmtree(self.dirname)
+                leftovers.remove(self.dirname)
             raise
         place = Place.at(os.path.dirname(self.dirname))
-        announce(place, comm)
+        announce(place, comm, node)
         self._parent = dirname or os.getcwd()
         self._mesh_folders: list[str] = []
         self._mesh_file = None
@@ -141,20 +143,22 @@ class DiskCheckpointer(TapePackageData):
         self.current_checkpoint_file = self._file("current.h5")
         store = Store(self.checkpoint_comm, self.current_checkpoint_file.name, cleanup,
                       engine or choose_engine(self.checkpoint_comm, place), limit=tier.limit, tiers=tiers)
-        self._watch = Watch(store, comm)
+        self._watch = Watch(store, node.size, comm.rank)
+        node.Free()
         self._functions = FunctionStore(store)
         self._mesh_copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of their coordinates
         folders = self._mesh_folders
         if self.checkpoint_comm.rank == 0:
             folders.append(self.dirname)
-        self._finalizer = weakref.finalize(self, _finish, store, folders if cleanup else [])
+        self._finalizer = weakref.finalize(self, _finish, store, folders if cleanup else [], os.getpid())
 
     def _first_folder(self, tiers):
         """A folder in the first of the tiers that has one, and the tier. Collective on `checkpoint_comm`."""
         while True:
             tier = tiers.pop(0)
             try:
-                return make_folder(self.checkpoint_comm, tier.path, ["init.h5", "current.h5"]), tier
+                return make_folder(self.checkpoint_comm, tier.path, ["init.h5", "current.h5"],
+                                   keep=not self.cleanup), tier
             except OSError as exc:
                 if not tiers:
                     raise
@@ -232,7 +236,7 @@ class DiskCheckpointer(TapePackageData):
         CheckpointFileName
         """
         if self._mesh_file is None:
-            folder = make_folder(self.comm, self._parent)
+            folder = make_folder(self.comm, self._parent, keep=not self.cleanup)
             if self.comm.rank == 0:
                 self._mesh_folders.append(folder)
             path = os.path.join(folder, "mesh.h5")
@@ -263,7 +267,8 @@ class DiskCheckpointer(TapePackageData):
         Old checkpoints are still read after this: it frees nothing.
         """
         if self.cleanup and self.checkpoint_comm.rank == 0:
-            os.utime(self.current_checkpoint_file.name)
+            with contextlib.suppress(FileNotFoundError):  # a cleaner of temporary folders was here
+                os.utime(self.current_checkpoint_file.name)
 
     def copy(self):
         """Not available, as in Firedrake."""
@@ -288,10 +293,12 @@ class DiskCheckpointer(TapePackageData):
         self._watch.step()
 
 
-def _finish(store, folders):
+def _finish(store, folders, process):
+    if os.getpid() != process:  # a forked child has no part in it
+        return
     store.retire()
     for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+        leftovers.remove(folder)
 
 
 class LocalCheckpoint(fd.CheckpointFunction):

@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from math import inf
 
@@ -11,13 +10,13 @@ import psutil
 from mpi4py import MPI
 from petsc4py import PETSc
 
+from localckpt import leftovers
+
 __all__ = ["Place", "Tier", "Watch", "agree", "announce", "choose_engine", "choose_place", "choose_tiers",
-           "make_folder", "remove_folder"]
+           "make_folder"]
 
 log = logging.getLogger("localckpt")
 
-# Where batch systems say a job's own node-local folder is; the first that is usable counts.
-JOB_FOLDERS = ("SLURM_TMPDIR", "PBS_JOBFS", "LOCAL_SCRATCH", "TMPDIR")
 # What a scheduler lets a job write there before it kills it, and where it says so.
 JOB_LIMITS = ("PBS_NCI_JOBFS",)
 IN_RAM = {"tmpfs", "ramfs", "devtmpfs"}
@@ -79,8 +78,7 @@ def choose_place():
         return Place.at(named)
     if named:
         log.warning("-localckpt_dir %s is not a folder to write to on %s", named, MPI.Get_processor_name())
-    folders = [os.environ.get(name) for name in JOB_FOLDERS] + [tempfile.gettempdir(), "/var/tmp"]
-    for folder in filter(usable, folders):
+    for folder in filter(usable, leftovers.usual()):
         place = Place.at(folder)
         if not place.in_ram:
             if place.on_network:
@@ -92,20 +90,19 @@ def choose_place():
     return Place.at(os.getcwd())
 
 
-def choose_tiers(folders, comm):
-    """The folders to use, one after another as each is full. Collective on `comm`.
+def choose_tiers(folders, ranks):
+    """The folders to use, one after another as each is full. Not collective.
 
     Parameters
     ----------
     folders : str or sequence of str or None
         None: the one that :func:`choose_place` finds.
-    comm : mpi4py.MPI.Intracomm
-        The ranks that share what ``-localckpt_dir_limit`` gives each node.
+    ranks : int
+        How many share what ``-localckpt_dir_limit`` gives each node.
 
     Returns
     -------
     list of Tier
-        With the same limits on every rank.
 
     Raises
     ------
@@ -124,12 +121,7 @@ def choose_tiers(folders, comm):
     if len(limits) != len(folders) or not all(limit > 0 for limit in limits):
         raise ValueError(f"-localckpt_dir_limit is one number of bytes, or one for each of {len(folders)} folders, "
                          f"not {given!r}")
-    if given:
-        node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-        ranks = comm.allreduce(node.size, MPI.MAX)
-        node.Free()
-        limits = [limit / ranks for limit in limits]
-    return [Tier(folder, limit) for folder, limit in zip(folders, limits)]
+    return [Tier(folder, limit / ranks) for folder, limit in zip(folders, limits)]
 
 
 class Watch:
@@ -138,16 +130,16 @@ class Watch:
     Parameters
     ----------
     store : localckpt.store.Store
-    comm : mpi4py.MPI.Intracomm
-        Its rank 0 says what the first timestep took.
+    ranks : int
+        How many share the disk.
+    rank : int
+        Rank 0 says what the first timestep took.
     """
 
-    def __init__(self, store, comm):
+    def __init__(self, store, ranks, rank):
         self.store = store
-        self.comm = comm
-        node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-        self.ranks = node.size
-        node.Free()
+        self.ranks = ranks
+        self.rank = rank
         self.written = 0
         self.first = {store: self.room(store)}  # what each tier had at first
 
@@ -162,7 +154,7 @@ class Watch:
             return  # nothing new on any disk
         tier = store.last
         room = self.room(tier)
-        if self.written == 0 and self.comm.rank == 0:
+        if self.written == 0 and self.rank == 0:
             log.info("the first timestep takes %.3g MB on this rank; there is room for at least %d more like it",
                      store.written / 1e6, room // store.written)
         self.written = store.written
@@ -192,11 +184,12 @@ def choose_engine(comm, place):
     return engine
 
 
-def announce(place, comm):
+def announce(place, comm, node):
     """Say where checkpoints go and how much room there is. Collective on `comm`.
 
     Rank 0 says it at level INFO; another node at level DEBUG, unless its place differs.
-    Where nobody has configured logging it goes to stderr.
+    Where nobody has configured logging it goes to stderr. One rank of each `node` then
+    removes what dead runs have left there.
     """
     if not log.hasHandlers():
         handler = logging.StreamHandler()
@@ -204,7 +197,6 @@ def announce(place, comm):
         log.addHandler(handler)
         log.setLevel(logging.INFO)
     first = comm.bcast(place)
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     level = logging.INFO if comm.rank == 0 or (place.path, place.filesystem) != (
         first.path, first.filesystem) else logging.DEBUG
     limits = "".join(f"; the scheduler's limit is {name}={os.environ[name]}"
@@ -216,13 +208,16 @@ def announce(place, comm):
         if message.partition("),")[0] not in said:
             said.add(message.partition("),")[0])
             log.log(level, message)
-    node.Free()
+        dead = leftovers.remove_dead(place.path)
+        if dead:
+            log.info("%s: %d folders of runs that are dead removed from %s, %.3g MB", MPI.Get_processor_name(),
+                     len(dead), place.path, sum(folder.nbytes for folder in dead) / 1e6)
 
 
 said: set[str] = set()
 
 
-def make_folder(comm, parent, files=()):
+def make_folder(comm, parent, files=(), keep=False):
     """A new folder of comm's own in `parent`, for nobody else to read. Collective on `comm`.
 
     Parameters
@@ -231,6 +226,8 @@ def make_folder(comm, parent, files=()):
     parent : str
     files : sequence of str, optional
         Names of empty files to make in it.
+    keep : bool, optional
+        Never take it for a leftover.
 
     Returns
     -------
@@ -245,9 +242,7 @@ def make_folder(comm, parent, files=()):
     made = error = None
     if comm.rank == 0:
         try:
-            made = tempfile.mkdtemp(prefix="localckpt_", dir=parent)
-            for name in files:
-                open(os.path.join(made, name), "xb").close()
+            made = leftovers.make(parent, files, keep)
         except OSError as exc:
             error = exc
     agree(comm, error)
@@ -259,8 +254,3 @@ def agree(comm, error):
     first = comm.allreduce(comm.size if error is None else comm.rank, MPI.MIN)
     if first < comm.size:
         raise comm.bcast(error, root=first)
-
-
-def remove_folder(path):
-    """Remove a folder of :func:`make_folder`'s and all that is in it. Not collective."""
-    shutil.rmtree(path, ignore_errors=True)

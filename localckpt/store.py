@@ -12,10 +12,11 @@ import numpy as np
 from mpi4py import MPI
 from xxhash import xxh3_128_digest
 
+from localckpt import leftovers
 from localckpt._errors import CheckpointError, ChecksumMismatch
 from localckpt._vecfile import VecFile
 from localckpt.engines import DirectEngine, ViewerEngine
-from localckpt.places import Place, choose_engine, log, make_folder, remove_folder
+from localckpt.places import Place, choose_engine, log
 
 __all__ = ["Store", "Stored"]
 
@@ -192,13 +193,13 @@ class Store:
             if tier is None:
                 raise cause
             try:
-                folder = make_folder(MPI.COMM_SELF, tier.path)
+                folder = leftovers.make(tier.path, keep=not self.cleanup)
                 place = Place.at(tier.path)
                 store = Store(MPI.COMM_SELF, os.path.join(folder, "current.h5"), self.cleanup,
                               choose_engine(MPI.COMM_SELF, place), limit=tier.limit, tiers=list(tiers))
                 store._open()
                 if self.cleanup:
-                    remove_folder(folder)
+                    leftovers.remove(folder)
             except OSError as exc:
                 log.warning("%s: no checkpoints to %s: %s", MPI.Get_processor_name(), tier.path, exc)
                 cause = exc

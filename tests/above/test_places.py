@@ -11,7 +11,8 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 from localckpt import places
-from localckpt.places import JOB_FOLDERS, Place, agree, announce, choose_place, make_folder
+from localckpt.leftovers import JOB_FOLDERS
+from localckpt.places import Place, agree, announce, choose_place, make_folder
 
 WORLD = MPI.COMM_WORLD
 
@@ -130,7 +131,7 @@ def test_a_link_is_on_the_filesystem_that_it_leads_to(tmp_path, in_ram):
 
 @pytest.mark.parallel([1, 2, 3])
 def test_announcement_tells_the_room_of_each_rank(shared_tmp, said):
-    announce(Place(str(shared_tmp), "ext4", 12_000_000_000), WORLD)
+    announce(Place(str(shared_tmp), "ext4", 12_000_000_000), WORLD, WORLD)
     sentence = (f"{MPI.Get_processor_name()}: checkpoints go to {shared_tmp} (ext4), 12.0 GB free, "
                 f"{12 / WORLD.size:.1f} GB for each of {WORLD.size} ranks")
     assert said() == ([("INFO", sentence)] if WORLD.rank == 0 else [])
@@ -138,20 +139,20 @@ def test_announcement_tells_the_room_of_each_rank(shared_tmp, said):
 
 def test_announcement_tells_the_schedulers_limit(shared_tmp, said, monkeypatch):
     monkeypatch.setenv("PBS_NCI_JOBFS", "100MB")
-    announce(Place.at(shared_tmp), WORLD)
+    announce(Place.at(shared_tmp), WORLD, WORLD)
     assert said()[0][1].endswith("; the scheduler's limit is PBS_NCI_JOBFS=100MB")
 
 
 def test_announcement_is_made_once(shared_tmp, said):
     for free in (3_000_000_000, 2_000_000_000):
-        announce(Place(str(shared_tmp), "ext4", free), WORLD)
+        announce(Place(str(shared_tmp), "ext4", free), WORLD, WORLD)
     assert len(said()) == 1
 
 
 def test_another_folder_is_announced_too(shared_tmp, said):
-    announce(Place.at(shared_tmp), WORLD)
+    announce(Place.at(shared_tmp), WORLD, WORLD)
     (shared_tmp / "below").mkdir()
-    announce(Place.at(shared_tmp / "below"), WORLD)
+    announce(Place.at(shared_tmp / "below"), WORLD, WORLD)
     assert len(said()) == 2
 
 

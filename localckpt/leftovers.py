@@ -1,0 +1,185 @@
+"""Folders that belong to a run, as long as it lives, and what dead runs have left.
+
+A folder's owner holds a lock on it (``flock``), which dies with the process. Whoever gets that lock
+may remove the folder, if it was made by the same user on the same host: on a network
+filesystem another host's lock may not be seen.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import stat
+import tempfile
+import time
+from dataclasses import dataclass
+
+__all__ = ["JOB_FOLDERS", "Folder", "find", "make", "remove", "remove_dead", "usual"]
+
+# Where batch systems say a job's own node-local folder is; the first that is usable counts.
+JOB_FOLDERS = ("SLURM_TMPDIR", "PBS_JOBFS", "LOCAL_SCRATCH", "TMPDIR")
+
+# What cleanup=False asked to keep is never a leftover.
+PREFIX, KEPT = "localckpt_", "localckpt_kept_"
+
+_locks: dict[str, tuple[int | None, int]] = {}  # of this process's folders: descriptor, process
+
+
+def usual():
+    """Where checkpoints go if nobody says where, the best place first.
+
+    Returns
+    -------
+    list of str
+    """
+    named = [os.environ[name] for name in JOB_FOLDERS if os.environ.get(name)]
+    return list(dict.fromkeys([*named, tempfile.gettempdir(), "/var/tmp"]))
+
+
+def make(parent, files=(), keep=False):
+    """A new folder in `parent`, for nobody else to read, and locked.
+
+    Parameters
+    ----------
+    parent : str
+    files : sequence of str, optional
+        Names of empty files to make in it.
+    keep : bool, optional
+        Never take it for a leftover.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    OSError
+    """
+    while True:
+        path = tempfile.mkdtemp(prefix=f"{KEPT if keep else PREFIX}{socket.gethostname()}_", dir=parent)
+        lock = None
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), os.stat(path)):
+                break
+        except (FileNotFoundError, BlockingIOError):
+            pass
+        except OSError:
+            break  # no locks on this filesystem, and nothing on it is ever taken for dead
+        # A cleaner was here between the making and the locking.
+        if lock is not None:
+            os.close(lock)
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+    _locks[path] = lock, os.getpid()
+    for name in files:
+        os.close(os.open(os.path.join(path, name), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    return path
+
+
+def remove(path):
+    """Remove a folder of :func:`make`'s and all that is in it, unless a forked child asks."""
+    lock, process = _locks.get(path, (None, os.getpid()))
+    if process != os.getpid():
+        return
+    shutil.rmtree(path, ignore_errors=True)
+    _locks.pop(path, None)
+    if lock is not None:
+        os.close(lock)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder that a run has made.
+
+    Attributes
+    ----------
+    path : str
+    nbytes : int
+        What the files in it take on the disk.
+    age : float
+        Seconds since it was last changed.
+    why : str
+        Why it stays, or nothing: then nobody needs it.
+    """
+
+    path: str
+    nbytes: int
+    age: float
+    why: str
+
+
+def find(parent):
+    """What runs have made in `parent`.
+
+    Returns
+    -------
+    list of Folder
+    """
+    found = []
+    for entry in os.scandir(parent):
+        if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False):
+            nbytes, why, lock = 0, "", None
+            try:
+                about = entry.stat(follow_symlinks=False)
+                why, lock = _claim(entry.path)
+                with os.scandir(entry.path) as inside:
+                    nbytes = sum(file.stat(follow_symlinks=False).st_blocks * 512 for file in inside)
+            except FileNotFoundError:
+                continue  # its owner has removed it
+            except OSError as exc:
+                why = why or str(exc)
+            finally:
+                if lock is not None:
+                    os.close(lock)
+            found.append(Folder(entry.path, nbytes, time.time() - about.st_mtime, why))
+    return sorted(found, key=lambda folder: folder.path)
+
+
+def remove_dead(parent):
+    """Remove what dead runs have left in `parent`.
+
+    Returns
+    -------
+    list of Folder
+        Those that were removed.
+    """
+    removed = []
+    for folder in find(parent):
+        if not folder.why:
+            why, lock = _claim(folder.path)
+            if lock is not None:
+                shutil.rmtree(folder.path, ignore_errors=True)
+                os.close(lock)
+                if not os.path.exists(folder.path):
+                    removed.append(folder)
+    return removed
+
+
+def _claim(path):
+    """Why a folder is not to be removed, or the lock that gives the right to."""
+    name = os.path.basename(path)
+    if name.startswith(KEPT):
+        return "kept by cleanup=False", None
+    if not name.startswith(f"{PREFIX}{socket.gethostname()}_"):
+        return "of another host", None
+    try:
+        if os.lstat(path).st_uid != os.getuid():
+            return "of another user", None
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as exc:
+        return str(exc), None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = os.fstat(lock)
+        if mine.st_uid == os.getuid() and stat.S_ISDIR(mine.st_mode):
+            return "", lock
+        why = "of another user"
+    except BlockingIOError:
+        why = "in use"
+    except OSError as exc:
+        why = str(exc)
+    os.close(lock)
+    return why, None
