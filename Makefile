@@ -1,15 +1,16 @@
-# make demo | test | lint | python.  Each first installs what is missing (scripts/install-stack).
+# make demo | test | lint | soak | sanitize | python.  Each first installs what is missing (scripts/install-stack).
 # To use an environment of your own instead: make test PYTHON=/path/to/python
 
 PYTHON = $$(scripts/install-stack)
 DEMO = examples/burgers.py --compare
 TESTS = tests
 RANKS = 1 2 3
+SOAK = 500
 
 SHELL = bash
 .SHELLFLAGS = -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test lint python
+.PHONY: demo test lint soak sanitize python
 unexport PETSC_DIR PETSC_ARCH PYTHONPATH PYTHONHOME  # of another stack than this one
 
 export OMPI_ALLOW_RUN_AS_ROOT = 1
@@ -61,6 +62,22 @@ lint:
 	PATH="$$(dirname "$$python"):$$PATH" cython-lint src localckpt || result=1
 	"$$python" -m mypy || result=1
 	exit $$result
+
+# Hundreds of optimisation iterations: memory, descriptors and disk use stay as they are.
+soak:
+	@python="$(PYTHON)"
+	"$$python" -m pytest tests/faults/test_soak.py --soak $(SOAK) --timeout 7200
+
+# The compiled core under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize:
+	@python="$(PYTHON)"
+	flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1"
+	CFLAGS="$$flags" "$$python" setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	preload="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)"
+	cd build/sanitize
+	PYTHONPATH=$$PWD/lib LD_PRELOAD="$$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	    "$$python" -P -m pytest ../../tests/below ../../tests/above -m 'parallel[1]' -p no:cacheprovider \
+	    -k 'not script and not install'
 
 python:
 	@python="$(PYTHON)"

@@ -8,12 +8,14 @@ bytes at the disk's own speed past the cache.
 """
 
 import argparse
+import contextlib
 import json
 import mmap
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from statistics import median
 
@@ -45,6 +47,25 @@ def disk_speed(folder, nbytes=2**29):
     return speeds
 
 
+@contextlib.contextmanager
+def peak(kind):
+    """The most bytes that the group's processes have for themselves, page cache not included."""
+    found, over = [0], threading.Event()
+
+    def watch():
+        while not over.wait(0.002):
+            stat = dict(line.split() for line in ask("memory.stat").splitlines())
+            found[0] = max(found[0], int(stat["rss"]))
+
+    thread = threading.Thread(target=watch)
+    if kind != "memory":
+        thread.start()
+    yield found
+    over.set()
+    if kind != "memory":
+        thread.join()
+
+
 def measure(kind, options):
     """Median seconds of a forward and of a reverse sweep, after the first ones."""
     import firedrake.adjoint as adjoint
@@ -68,11 +89,11 @@ def measure(kind, options):
         tell("memory.limit_in_bytes", -1)
         tell("cgroup.procs", os.getpid())
     iteration = advection(kind, mesh, options.steps, options.dir)
-    iteration()
+    with peak(kind) as anonymous:
+        iteration()
+        iteration()
     if kind != "memory":
-        anonymous = int(dict(line.split() for line in ask("memory.stat").splitlines())["rss"])
-        limit = anonymous + anonymous//2 + nbytes//4  # a sweep holds more than what is left after it
-        tell("memory.limit_in_bytes", limit)
+        tell("memory.limit_in_bytes", anonymous[0] + nbytes//4)
     for _ in range(options.iterations):
         iteration()
     print(json.dumps({key: median(times[2:]) for key, times in swept.items()} | {"bytes": nbytes}))

@@ -199,10 +199,10 @@ cdef class Row:
         if forked and writing:
             raise ClosedFile("it belongs to the process that opened it", self.pool.file.path, self.pool.name)
         PyObject_GetBuffer(array, &view, flags)
+        log_begin(SAVE if writing else LOAD)  # PETSc's log is for one thread at a time
         with nogil:
-            log_begin(SAVE if writing else LOAD)
             status = move(self.pool.file.fd, <char*> view.buf, view.len, self.offset, writing)
-            log_end(SAVE if writing else LOAD, view.len)
+        log_end(SAVE if writing else LOAD, view.len)
         PyBuffer_Release(&view)
         if status:
             raise failure(self.pool, status, "writing" if writing else "reading", view.len)
@@ -232,11 +232,11 @@ cdef class Row:
         cdef Mapping mapping = Mapping.__new__(Mapping)
         for n in shape:
             length = ahead + (length - ahead) * <size_t> n
+        log_begin(LOAD)
         with nogil:
-            log_begin(LOAD)
             mapping.start = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE,
                                  self.pool.file.fd, self.offset - <off_t> ahead)
-            log_end(LOAD, <long long> (length - ahead))
+        log_end(LOAD, <long long> (length - ahead))
         if mapping.start == MAP_FAILED:
             mapping.start = NULL
             raise failure(self.pool, errno, "mapping", length)

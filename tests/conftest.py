@@ -41,6 +41,10 @@ def attempt(call, *args):
 """
 
 
+def pytest_addoption(parser):
+    parser.addoption("--soak", type=int, default=12, metavar="N", help="optimisation iterations of the soak test")
+
+
 @pytest.fixture
 def shared_tmp(tmp_path):
     """One fresh folder for all ranks."""

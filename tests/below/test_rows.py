@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -246,3 +247,39 @@ def test_a_row_is_a_timestep_to_petsc(shared_tmp, own):
     viewer.destroy()
     with h5py.File(path, driver="sec2") as file:
         assert file["rows"].shape[:2] == (3, vec.size)
+
+
+def test_a_forked_child_reads_but_does_not_write(file, run_script):
+    done = run_script("""
+from localckpt._rows import Descriptor, Pool
+pool = Pool(Descriptor(sys.argv[1], os.O_RDWR), True, "a")
+pool.add(0, 80, 1)
+row = pool.claim()
+row.write(np.ones(10))
+if os.fork() == 0:
+    array = np.zeros(10)
+    row.read(array)
+    try:
+        row.write(array)
+    except localckpt.ClosedFile as exc:
+        os._exit(array.sum() == 10 and "the process that opened it" in str(exc))
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 1
+row.write(2*np.ones(10))
+""", file)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_threads_do_not_get_into_each_others_rows(make_pool):
+    pool = make_pool(stride=8000, count=8)
+
+    def use(seed):
+        for i in range(300):
+            row, array = pool.claim(), np.empty(1000)
+            row.write(random(1000, 1000*seed + i))
+            row.read(array)
+            assert (array == random(1000, 1000*seed + i)).all()
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(use, range(8)))

@@ -61,3 +61,12 @@ MOVE(pread64, void *)
 
 RESERVE(fallocate)
 RESERVE(fallocate64)
+
+int fsync(int fd)
+{
+    static int (*real)(int);
+    int error = fails("fsync", fd);
+    if (!real) *(void **)&real = dlsym(RTLD_NEXT, "fsync");
+    if (error > 0) return errno = error, -1;
+    return real(fd);
+}

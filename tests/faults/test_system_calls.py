@@ -134,3 +134,16 @@ found = attempt(check, rows)
 assert all(kind == "TransferError" and "Input/output error" in said and "dataset 'a'" in said
            for kind, said in found), found
 """, f"pread {errno.EIO} 0 {EVERY} .data", ranks, layout)
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("call", ["fsync", "pwrite"])
+def test_a_file_whose_writes_fail_late_is_an_error_and_no_crash(tmp_path, run_script, faulty, ranks, call):
+    # Found by the flush that ends a write, or by the closing of the file; on all ranks alike.
+    done = run_script("""
+file = VecFile(comm, sys.argv[1], "w")
+found = attempt(file.write_array, "a", np.ones(1000)), attempt(file.close)
+assert any(set(kinds) == {"TransferError"} for kinds in [[kind for kind, words in each] for each in found]), found
+assert file.closed
+""", tmp_path / "late.h5", before=faulty(f"{call} {errno.EIO} 0 {EVERY} late", ranks), seconds=20)
+    assert done.returncode == 0, done.stderr

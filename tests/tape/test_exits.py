@@ -29,6 +29,20 @@ checkpointable_mesh(fd.UnitSquareMesh(2, 2))
 sweep(functional, 1.3)
 if end == "raises":
     raise RuntimeError("the end of this run")
+if end == "exits":
+    sys.exit(3)
+if end == "aborts":
+    comm.Abort(3)
+if end.startswith("SIG"):
+    os.kill(os.getpid(), getattr(signal, end))
+if end == "forgets":
+    import gc
+    from firedrake.adjoint import get_working_tape, set_working_tape, Tape
+    get_working_tape().itself = get_working_tape()
+    del functional
+    set_working_tape(Tape())
+    gc.collect()
+    assert not os.listdir(folder), os.listdir(folder)
 """
 
 
@@ -52,6 +66,25 @@ def test_nothing_is_left_after_the_end(run, ranks, layout):
 def test_nothing_is_left_after_an_exception(run):
     done, folder = run(0, "raises")
     assert (done.returncode, os.listdir(folder)) == (1, []), done.stderr
+
+
+@pytest.mark.parametrize("end", ["exits", "SIGINT"])
+def test_nothing_is_left_after(run, end):
+    done, folder = run(0, end)
+    assert done.returncode != 0 and os.listdir(folder) == [], done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("end", ["aborts", "SIGTERM"])
+def test_no_bytes_are_left_after(run, end):
+    done, folder = run(0, end)
+    assert done.returncode != 0
+    assert sum(files_below(folder).values()) == 0
+
+
+def test_a_tape_in_a_reference_cycle_is_cleaned_up_with_it(run):
+    done, folder = run(0, "forgets")
+    assert (done.returncode, os.listdir(folder)) == (0, []), done.stderr
 
 
 def test_no_bytes_are_left_after_a_kill(run):
