@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         CheckpointError,
         ChecksumMismatch,
         ClosedFile,
+        FileExists,
         FileNotFound,
         LayoutMismatch,
         NoAccess,
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from localckpt._vecfile import VecFile
     from localckpt.functions import TemporaryFunctionCheckpointFile as TemporaryFunctionCheckpointFile
 
-__all__ = ["CheckpointError", "ChecksumMismatch", "ClosedFile", "FileNotFound", "LayoutMismatch", "NoAccess", "NotHDF5",
-           "StorageError", "TransferError", "UnknownDataset", "VecFile"]  # what needs no Firedrake
+__all__ = ["CheckpointError", "ChecksumMismatch", "ClosedFile", "FileExists", "FileNotFound", "LayoutMismatch",
+           "NoAccess", "NotHDF5", "StorageError", "TransferError", "UnknownDataset", "VecFile"]  # what needs no Firedrake
 
 _home = {"VecFile": "localckpt._vecfile", "TemporaryFunctionCheckpointFile": "localckpt.functions"}
 

@@ -8,6 +8,7 @@ class StorageError(Exception):
                  rank: int | None = None, errno: int | None = None) -> None: ...
 
 class FileNotFound(StorageError, FileNotFoundError): ...  # type: ignore[misc]
+class FileExists(StorageError, FileExistsError): ...  # type: ignore[misc]
 class NoAccess(StorageError, PermissionError): ...  # type: ignore[misc]
 class NotHDF5(StorageError, OSError): ...  # type: ignore[misc]
 class UnknownDataset(StorageError, KeyError): ...

@@ -179,7 +179,7 @@ class Store:
 
     def _open(self):
         path = self.path + ".data" if self.cleanup else self.path
-        file = VecFile(self.comm, path, "w")
+        file = VecFile(self.comm, path, "x" if self.cleanup else "w")
         self._engine = (DirectEngine if self.direct else ViewerEngine)(file, self.cleanup, self.limit)
         if self.cleanup and self.comm.rank == 0:  # opening has made sure that all ranks hold it
             os.unlink(path)

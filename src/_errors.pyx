@@ -15,7 +15,7 @@ from hdf5 cimport (H5E_auto2_t, H5E_DEFAULT, H5E_error2_t, H5E_WALK_UPWARD, H5Ec
 from mpi4py.libmpi cimport MPI_Comm, MPI_Error_string, MPI_MAX_ERROR_STRING
 from petsc cimport PetscErrorCode, PetscErrorType, PetscPopErrorHandler, PetscPushErrorHandler
 
-__all__ = ["StorageError", "FileNotFound", "NoAccess", "NotHDF5", "UnknownDataset",
+__all__ = ["StorageError", "FileNotFound", "FileExists", "NoAccess", "NotHDF5", "UnknownDataset",
            "LayoutMismatch", "ClosedFile", "TransferError", "ChecksumMismatch",
            "CheckpointError"]
 
@@ -62,6 +62,10 @@ class StorageError(Exception):
 
 class FileNotFound(StorageError, FileNotFoundError):
     """The file, or the folder it should go into, does not exist."""
+
+
+class FileExists(StorageError, FileExistsError):
+    """There is something at the path where a new file was to be."""
 
 
 class NoAccess(StorageError, PermissionError):

@@ -26,7 +26,7 @@ from hdf5 cimport *
 from petsc cimport *
 from localckpt._errors cimport CHKERR, CHKH5, CHKMPI, begin_capture, end_capture
 from localckpt._log cimport LOAD, SAVE, log_begin, log_end
-from localckpt._errors import (ClosedFile, FileNotFound, LayoutMismatch, NoAccess, NotHDF5,
+from localckpt._errors import (ClosedFile, FileExists, FileNotFound, LayoutMismatch, NoAccess, NotHDF5,
                                StorageError, TransferError, UnknownDataset)
 
 from localckpt._rows import Descriptor
@@ -313,8 +313,9 @@ cdef class VecFile:
         The file's communicator.
     path : str or os.PathLike
         The file, the same on every rank of `comm`.
-    mode : {"r", "w", "a"}
-        Read; create or truncate; read and write, creating the file if it is missing.
+    mode : {"r", "w", "x", "a"}
+        Read; create or truncate; create what must not exist, a link included; read and
+        write, creating the file if it is missing.
     collective : bool, optional
         Use collective MPI-IO transfers (``PetscViewerHDF5SetCollective``): worth it for
         many ranks on a parallel filesystem.  Default: the PETSc option
@@ -322,7 +323,7 @@ cdef class VecFile:
 
     Raises
     ------
-    FileNotFound, NoAccess, NotHDF5, ClosedFile, TransferError
+    FileNotFound, FileExists, NoAccess, NotHDF5, ClosedFile, TransferError
         On every rank of `comm`.
 
     See Also

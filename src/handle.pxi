@@ -235,8 +235,8 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
                 name = os.fsencode(path)
                 if b"\0" in name:
                     raise ValueError(f"a path has no null byte: {path!r}")
-                if mode not in ("r", "w", "a"):
-                    raise ValueError(f"mode is 'r', 'w' or 'a', not {mode!r}")
+                if mode not in ("r", "w", "x", "a"):
+                    raise ValueError(f"mode is 'r', 'w', 'x' or 'a', not {mode!r}")
                 handle.mode = mode
             except Exception as exc:
                 error = exc
@@ -245,8 +245,16 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
             together = PETSC_TRUE if collective else PETSC_FALSE
             reap(handle)
             fresh = agree_on_file(handle, mode)
-            how = (FILE_MODE_WRITE if fresh else FILE_MODE_READ if mode == "r" else FILE_MODE_APPEND)
+            how = FILE_MODE_READ if mode == "r" else FILE_MODE_APPEND
             error = None
+            try:
+                if fresh and handle.rank == 0:
+                    create_empty(cname)
+            except StorageError as exc:
+                error = exc
+                error.file = handle.path
+            if mode != "r":  # the others open it only then
+                handle.settle(error)
             try:
                 with nogil:
                     CHKERR(PetscViewerHDF5Open(handle.comm, cname, how, &handle.viewer))
@@ -277,32 +285,46 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
     return handle
 
 
+cdef int create_empty(const char* name) except -1 nogil:
+    """Make name an empty HDF5 file of the format whose metadata carry checksums.
+
+    Whoever appends to such a file goes on in that format; PETSc itself creates older ones.
+    """
+    cdef hid_t access, id
+    access = CHKH5(H5Pcreate(H5P_FILE_ACCESS))
+    H5Pset_libver_bounds(access, CHECKED_FORMAT, CHECKED_FORMAT)
+    H5Pset_fapl_mpio(access, mpi.MPI_COMM_SELF, mpi.MPI_INFO_NULL)  # HDF5's other drivers want file locks
+    id = H5Fcreate(name, H5F_ACC_TRUNC, H5P_DEFAULT, access)
+    H5Pclose(access)
+    CHKH5(id)
+    CHKH5(H5Fclose(id))
+    return 0
+
+
 cdef int agree_on_file(Handle handle, str mode) except -1:
-    """Whether to create the file, once every rank can open it. Collective.
+    """Whether rank 0 is to create the file, once every rank can open it. Collective.
 
     MPI-IO and HDF5 go on where some ranks see a file and others don't, and then hang.
     """
-    cdef int fresh = mode == "w"
     flags = os.O_RDONLY if mode == "r" else os.O_RDWR
     for turn in (handle.rank == 0, handle.rank > 0):  # rank 0 creates, then the others look
         error = None
         if turn:
             try:
-                if handle.rank == 0 and mode == "a":
-                    fresh = not os.path.exists(handle.path)
-                create = os.O_CREAT if fresh and handle.rank == 0 else 0
-                handle.descriptor = Descriptor(handle.path, flags | create)
+                if mode == "x":
+                    flags |= os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if handle.rank == 0 else 0)
+                elif handle.rank == 0 and (mode == "w" or mode == "a" and not os.path.exists(handle.path)):
+                    flags |= os.O_CREAT
+                handle.descriptor = Descriptor(handle.path, flags)
                 if os.path.isdir(handle.path):  # which can be opened for reading
                     raise IsADirectoryError(_errno.EISDIR, os.strerror(_errno.EISDIR))
             except OSError as exc:
                 kind = (FileNotFound if exc.errno in (_errno.ENOENT, _errno.ENOTDIR) else
+                        FileExists if exc.errno == _errno.EEXIST else
                         NoAccess if exc.errno in (_errno.EACCES, _errno.EPERM, _errno.EROFS) else
                         TransferError)
                 error = kind(exc.strerror, handle.path, errno=exc.errno)
         handle.settle(error)
         if handle.size == 1:
             break
-    if mode == "a" and handle.size > 1:
-        with nogil:
-            CHKMPI(mpi.MPI_Bcast(&fresh, 1, mpi.MPI_INT, 0, handle.comm))
-    return fresh
+    return mode in ("w", "x") or mode == "a" and os.fstat(handle.descriptor.fileno()).st_size == 0

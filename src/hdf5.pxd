@@ -2,6 +2,18 @@
 # 1.8 to 1.14 spell these alike; iterators that changed are reached by casts.
 
 from libc.stdint cimport int64_t
+from mpi4py.libmpi cimport MPI_Comm, MPI_Info
+
+cdef extern from *:
+    """
+    #include <hdf5.h>
+    #if H5_VERSION_GE(1, 10, 2)
+      #define CHECKED_FORMAT H5F_LIBVER_V18  /* a later one could not be read while, or after, it is open for writing */
+    #else
+      #define CHECKED_FORMAT H5F_LIBVER_LATEST
+    #endif
+    """
+    int CHECKED_FORMAT
 
 cdef extern from "hdf5.h" nogil:
     ctypedef int64_t hid_t
@@ -20,7 +32,8 @@ cdef extern from "hdf5.h" nogil:
     H5T_class_t H5T_INTEGER
     int H5F_SCOPE_GLOBAL, H5S_SELECT_SET, H5S_SCALAR, H5E_WALK_UPWARD
     int H5_INDEX_NAME, H5_ITER_INC, H5FD_MPIO_COLLECTIVE
-    hid_t H5P_DATASET_XFER, H5P_DATASET_CREATE
+    unsigned H5F_ACC_TRUNC
+    hid_t H5P_DATASET_XFER, H5P_DATASET_CREATE, H5P_FILE_ACCESS
     int H5D_CHUNKED, H5D_CONTIGUOUS, H5D_ALLOC_TIME_EARLY, H5D_FILL_TIME_NEVER
     hid_t H5T_NATIVE_FLOAT, H5T_NATIVE_DOUBLE, H5T_NATIVE_UINT8
     hid_t H5T_NATIVE_INT8, H5T_NATIVE_INT16, H5T_NATIVE_INT32, H5T_NATIVE_INT64
@@ -37,7 +50,9 @@ cdef extern from "hdf5.h" nogil:
     herr_t H5Ewalk2(hid_t, int, H5E_walk2_t, void*)
     herr_t H5Eclear2(hid_t)
     # H5F, H5G, H5O, H5I
+    hid_t H5Fcreate(const char*, unsigned, hid_t, hid_t)
     herr_t H5Fflush(hid_t, int)
+    herr_t H5Fclose(hid_t)
     hid_t H5Gcreate2(hid_t, const char*, hid_t, hid_t, hid_t)
     herr_t H5Gclose(hid_t)
     hid_t H5Oopen(hid_t, const char*, hid_t)
@@ -80,6 +95,8 @@ cdef extern from "hdf5.h" nogil:
     # H5P
     hid_t H5Pcreate(hid_t)
     herr_t H5Pset_dxpl_mpio(hid_t, int)
+    herr_t H5Pset_fapl_mpio(hid_t, MPI_Comm, MPI_Info)
+    herr_t H5Pset_libver_bounds(hid_t, int, int)
     herr_t H5Pclose(hid_t)
     int H5Pget_layout(hid_t)
     herr_t H5Pset_layout(hid_t, int)

@@ -23,7 +23,6 @@ cdef extern from "petscsys.h" nogil:
     enum:
         PETSC_DECIDE
     PetscFileMode FILE_MODE_READ
-    PetscFileMode FILE_MODE_WRITE
     PetscFileMode FILE_MODE_APPEND
     PetscErrorCode PetscInitialized(PetscBool*)
     PetscErrorCode PetscFinalized(PetscBool*)

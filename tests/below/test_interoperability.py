@@ -183,6 +183,19 @@ def test_arrays_of_h5pys_are_read(shared_tmp):
             np.testing.assert_array_equal(back, expected[mine])
 
 
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("mode", ["w", "x", "a"])
+def test_our_files_are_of_a_format_whose_metadata_carry_checksums(shared_tmp, make_vec, mode):
+    for turn, how in enumerate((mode, "a")):  # PETSc and HDF5 themselves would go on in an older one
+        with VecFile(WORLD, shared_tmp / "w.h5", how) as file:
+            file.write(f"vec{turn}", make_vec(WORLD, 6))
+            file.write_array(f"array{turn}", np.arange(6))
+    content = (shared_tmp / "w.h5").read_bytes()
+    assert content[8] >= 2  # the superblock's version
+    assert content.count(b"OHDR") >= 6  # object headers with a checksum; those without have no signature
+    assert not any(old in content for old in (b"SNOD", b"HEAP"))  # groups without
+
+
 @pytest.mark.skipif(shutil.which("h5dump") is None, reason="HDF5's tools are not installed")
 def test_h5dump_reads_our_file(tmp_path):
     with VecFile(MPI.COMM_SELF, tmp_path / "w.h5", "w") as file:

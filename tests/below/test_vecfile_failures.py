@@ -49,7 +49,7 @@ call = {
     "write: ragged": lambda: file.write_array("j", [[1], [2, 3]] if first else np.zeros(2)),
     "write: no Vec": lambda: file.write("w", None if first else seq),
     "write: destroyed Vec": lambda: file.write("w", PETSc.Vec() if first else seq),
-    "open: mode": lambda: VecFile(comm, sys.argv[1] + "2", "x" if first else "w"),
+    "open: mode": lambda: VecFile(comm, sys.argv[1] + "2", "wx" if first else "w"),
     "open: other mode": lambda: VecFile(comm, sys.argv[1], "r" if first else "a"),
     "open: path": lambda: VecFile(comm, "/missing/w.h5" if first else sys.argv[1] + "2", "w"),
     "open: zero byte": lambda: VecFile(comm, "a\\0b" if first else sys.argv[1] + "2", "w"),
@@ -173,7 +173,7 @@ def write_old(folder):
 
 READ_ONLY = """
 folder = sys.argv[1]
-for path, mode in (("/new.h5", "w"), ("/new.h5", "a"), ("/old.h5", "w"), ("/old.h5", "a")):
+for path, mode in (("/new.h5", "w"), ("/new.h5", "x"), ("/new.h5", "a"), ("/old.h5", "w"), ("/old.h5", "a")):
     everywhere = attempt(VecFile, comm, folder + path, mode)
     assert {kind for kind, words in everywhere} == {"NoAccess"}, everywhere
     assert all(repr(folder + path) in words for kind, words in everywhere), everywhere

@@ -148,6 +148,16 @@ def test_mode_w_starts_afresh(shared_tmp, make_vec):
 
 
 @pytest.mark.parallel([1, 2, 3])
+def test_mode_x_creates_a_file_of_its_owner_alone(shared_tmp, make_vec):
+    vec = make_vec(WORLD, 4)
+    with VecFile(WORLD, shared_tmp / "w.h5", "x") as file:
+        file.write("u", vec)
+        file.read("u", back := vec.duplicate())
+    np.testing.assert_array_equal(back.array_r, vec.array_r)
+    assert (shared_tmp / "w.h5").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parallel([1, 2, 3])
 def test_drop_of_a_file_of_one_rank_closes_at_once(shared_tmp, make_vec):
     VecFile(MPI.COMM_SELF, shared_tmp / f"own{WORLD.rank}.h5", "w").close()
     before = descriptors()

@@ -1,5 +1,6 @@
 """Files that cannot be opened: one exception, the same on all ranks, that says why."""
 
+import os
 import pickle
 
 import numpy as np
@@ -9,6 +10,7 @@ from petsc4py import PETSc
 
 from localckpt import (
     ClosedFile,
+    FileExists,
     FileNotFound,
     LayoutMismatch,
     NoAccess,
@@ -21,7 +23,7 @@ from localckpt import (
 
 WORLD = MPI.COMM_WORLD
 
-KINDS = {FileNotFound: FileNotFoundError, NoAccess: PermissionError, NotHDF5: OSError,
+KINDS = {FileNotFound: FileNotFoundError, FileExists: FileExistsError, NoAccess: PermissionError, NotHDF5: OSError,
          UnknownDataset: KeyError, LayoutMismatch: ValueError, ClosedFile: ValueError, TransferError: OSError}
 
 
@@ -62,7 +64,7 @@ def test_exceptions_pickle(kind):
 # -----------------------------------------------------------------------------
 
 @pytest.mark.parallel([1, 2, 3])
-@pytest.mark.parametrize("mode", ["r", "w", "a"])
+@pytest.mark.parametrize("mode", ["r", "w", "x", "a"])
 def test_missing_folder(shared_tmp, raises_everywhere, mode):
     path = shared_tmp / "missing" / "w.h5"
     with raises_everywhere(FileNotFound, FileNotFoundError, file=path, match="No such file"):
@@ -78,7 +80,7 @@ def test_missing_file(shared_tmp, raises_everywhere, leaf):
 
 
 @pytest.mark.parallel([1, 2, 3])
-@pytest.mark.parametrize("mode", ["r", "w", "a"])
+@pytest.mark.parametrize("mode", ["r", "w", "x", "a"])
 def test_file_as_folder(path, raises_everywhere, mode):
     with raises_everywhere(FileNotFound, FileNotFoundError, file=path / "w.h5", match="Not a directory"):
         VecFile(WORLD, path / "w.h5", mode)
@@ -89,6 +91,19 @@ def test_file_as_folder(path, raises_everywhere, mode):
 def test_folder_as_file(shared_tmp, raises_everywhere, mode):
     with raises_everywhere(TransferError, OSError, file=shared_tmp, match="Is a directory"):
         VecFile(WORLD, shared_tmp, mode)
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "dangling link", "fifo"])
+def test_exclusive_creation_of_what_exists(shared_tmp, raises_everywhere, kind):
+    path = shared_tmp / "w.h5"
+    on_rank_0({"file": path.touch, "folder": path.mkdir, "link": lambda: path.symlink_to(shared_tmp),
+               "dangling link": lambda: path.symlink_to("missing.h5"), "fifo": lambda: os.mkfifo(path)}[kind])
+    before = path.lstat()
+    WORLD.barrier()
+    with raises_everywhere(FileExists, FileExistsError, file=path, match="exists"):
+        VecFile(WORLD, path, "x")
+    assert path.lstat() == before and not (shared_tmp / "missing.h5").exists()
 
 
 @pytest.mark.parallel([1, 2, 3])
@@ -153,7 +168,7 @@ def test_no_communicator(path, raises_everywhere, comm):
 
 
 @pytest.mark.parallel([1, 2, 3])
-@pytest.mark.parametrize("mode", ["", "x", "rw", "R", None])
+@pytest.mark.parametrize("mode", ["", "wx", "rw", "R", None])
 def test_bad_mode(path, raises_everywhere, mode):
     with raises_everywhere(ValueError, match=repr(mode)):
         VecFile(WORLD, path, mode)
