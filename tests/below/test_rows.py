@@ -271,7 +271,7 @@ row.write(2*np.ones(10))
 
 
 def test_threads_do_not_get_into_each_others_rows(make_pool):
-    pool = make_pool(stride=8000, count=8)
+    pool = make_pool(stride=8000, count=16)
 
     def use(seed):
         for i in range(300):

