@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from localckpt.functions import TemporaryFunctionCheckpointFile as TemporaryFunctionCheckpointFile
 
 __all__ = ["CheckpointError", "ChecksumMismatch", "ClosedFile", "FileExists", "FileNotFound", "LayoutMismatch",
-           "NoAccess", "NotHDF5", "StorageError", "TransferError", "UnknownDataset", "VecFile"]  # what needs no Firedrake
+           "NoAccess", "NotHDF5", "StorageError", "TransferError", "UnknownDataset", "VecFile",
+           ]  # what needs no Firedrake
 
 _home = {"VecFile": "localckpt._vecfile", "TemporaryFunctionCheckpointFile": "localckpt.functions"}
 

@@ -145,5 +145,6 @@ file = VecFile(comm, sys.argv[1], "w")
 found = attempt(file.write_array, "a", np.ones(1000)), attempt(file.close)
 assert any(set(kinds) == {"TransferError"} for kinds in [[kind for kind, words in each] for each in found]), found
 assert file.closed
-""", tmp_path / "late.h5", before=faulty(f"{call} {errno.EIO} {6 if call == 'pwrite' else 0} {EVERY} late", ranks), seconds=20)
+""", tmp_path / "late.h5", seconds=20,
+                      before=faulty(f"{call} {errno.EIO} {6 if call == 'pwrite' else 0} {EVERY} late", ranks))
     assert done.returncode == 0, done.stderr
