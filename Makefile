@@ -76,8 +76,7 @@ sanitize:
 	preload="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)"
 	cd build/sanitize
 	PYTHONPATH=$$PWD/lib LD_PRELOAD="$$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	    "$$python" -P -m pytest ../../tests/below ../../tests/above -m 'parallel[1]' -p no:cacheprovider \
-	    -k 'not script and not install'
+	    "$$python" -P -m pytest ../../tests/below ../../tests/above -m 'parallel[1]' -p no:cacheprovider
 
 python:
 	@python="$(PYTHON)"

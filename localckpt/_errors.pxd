@@ -1,9 +1,9 @@
-# The one way in which PETSc's and HDF5's failures become exceptions; `cimport`able.
+# The one way in which PETSc's and HDF5's failures become exceptions, one thread at a time; `cimport`able.
 
 from libc.stdint cimport int64_t
 
-cdef void begin_capture() noexcept nogil
-cdef void end_capture() noexcept nogil
+cdef void begin_capture() noexcept
+cdef void end_capture() noexcept
 cdef int CHKERR(int ierr) except -1 nogil
 cdef int64_t CHKH5(int64_t status) except -1 nogil
 cdef int CHKMPI(int ierr) except -1 nogil

@@ -4,9 +4,14 @@
 Between :c:func:`begin_capture` and :c:func:`end_capture` both libraries report into
 one text buffer instead of stderr; ``CHKERR`` (PETSc) and ``CHKH5`` (HDF5) raise
 :class:`TransferError` with that text.  Whatever handlers were installed before are
-back in place afterwards.
+back in place afterwards.  One thread at a time is in between, others wait: neither
+library is thread-safe, nor is MPI always.
 """
 
+import os
+
+from cpython.pythread cimport (NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_get_thread_ident,
+                               PyThread_release_lock, PyThread_type_lock, WAIT_LOCK)
 from libc.stdio cimport snprintf
 from libc.stdint cimport int64_t
 from libc.string cimport strlen
@@ -108,6 +113,8 @@ cdef enum:
     ROOM = 8192
 
 cdef char text[ROOM]
+cdef PyThread_type_lock turn = PyThread_allocate_lock()
+cdef long owner  # the thread that is inside, if depth > 0
 cdef int depth = 0
 cdef H5E_auto2_t h5_handler
 cdef void* h5_data
@@ -133,8 +140,13 @@ cdef herr_t keep_hdf5(unsigned n, const H5E_error2_t* error, void* ctx) noexcept
     return 0
 
 
-cdef void begin_capture() noexcept nogil:
-    global depth
+cdef void begin_capture() noexcept:
+    global owner, depth
+    if depth == 0 or owner != PyThread_get_thread_ident():
+        if not PyThread_acquire_lock(turn, NOWAIT_LOCK):
+            with nogil:
+                PyThread_acquire_lock(turn, WAIT_LOCK)
+        owner = PyThread_get_thread_ident()
     depth += 1
     if depth > 1:
         return
@@ -145,14 +157,25 @@ cdef void begin_capture() noexcept nogil:
     H5Eclear2(H5E_DEFAULT)
 
 
-cdef void end_capture() noexcept nogil:
+cdef void end_capture() noexcept:
     global depth
+    if depth == 1:
+        H5Eclear2(H5E_DEFAULT)
+        H5Eset_auto2(H5E_DEFAULT, h5_handler, h5_data)
+        PetscPopErrorHandler()
     depth -= 1
-    if depth > 0:
-        return
-    H5Eclear2(H5E_DEFAULT)
-    H5Eset_auto2(H5E_DEFAULT, h5_handler, h5_data)
-    PetscPopErrorHandler()
+    if depth == 0:
+        PyThread_release_lock(turn)
+
+
+def _forget_threads():
+    """A forked child has one thread, which is not inside."""
+    global turn, depth
+    turn = PyThread_allocate_lock()
+    depth = 0
+
+
+os.register_at_fork(after_in_child=_forget_threads)
 
 
 cdef int fail() except -1 with gil:

@@ -14,9 +14,12 @@ from zlib import crc32
 import numpy as np
 from mpi4py import MPI
 from petsc4py import PETSc
+from xxhash import xxh3_64_intdigest
 
+from cpython.buffer cimport PyBUF_READ
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EFBIG, EINTR, ENOSYS, EOPNOTSUPP, errno
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint64_t
 from posix.types cimport off_t
 from mpi4py cimport libmpi as mpi
 from mpi4py.MPI cimport Comm
@@ -26,8 +29,8 @@ from hdf5 cimport *
 from petsc cimport *
 from localckpt._errors cimport CHKERR, CHKH5, CHKMPI, begin_capture, end_capture
 from localckpt._log cimport LOAD, SAVE, log_begin, log_end
-from localckpt._errors import (ClosedFile, FileExists, FileNotFound, LayoutMismatch, NoAccess, NotHDF5,
-                               StorageError, TransferError, UnknownDataset)
+from localckpt._errors import (ChecksumMismatch, ClosedFile, FileExists, FileNotFound, LayoutMismatch, NoAccess,
+                               NotHDF5, StorageError, TransferError, UnknownDataset)
 
 from localckpt._rows import Descriptor
 
@@ -124,7 +127,7 @@ cdef Dataset contiguous(Handle handle, bytes path, tuple shape, object dtype):
         H5Ldelete(handle.id, path, H5P_DEFAULT)
         raise
     if dtype.kind == "c":
-        dataset.mark(b"complex", 1)  # PETSc's own mark
+        dataset.mark(b"complex", 1, H5T_NATIVE_INT32)  # PETSc's own mark
     return dataset
 
 
@@ -157,16 +160,16 @@ cdef int check_fit(Handle handle, Dataset dataset, tuple sizes, object dtype) ex
     return 0
 
 
-cdef int write_scalars(Handle handle, object name, const void* data, long long n, long long bs, error=None) except -1:
+cdef int write_scalars(Handle handle, object name, const void* data, long long n, long long bs, object error) except -1:
     cdef Dataset dataset
     cdef PetscVec v = NULL
     cdef PetscErrorCode ierr = 0
     cdef bytes path
     cdef const char* link
     log_begin(SAVE)
-    begin_capture()
     try:
         sizes = prepare(handle, "write", name, n, bs, SCALAR, error)
+        checksum = handle.checksum(data, n * sizeof(PetscScalar))
         error = None
         try:
             path = encode(name)
@@ -192,25 +195,25 @@ cdef int write_scalars(Handle handle, object name, const void* data, long long n
         try:
             dataset = Dataset()
             dataset.open(handle, path)
-            dataset.mark(LAYOUT, layout_number(handle, sizes))
+            dataset.mark(LAYOUT, layout_number(handle, sizes), H5T_NATIVE_INT32)
+            dataset.mark(CHECKSUM, checksum, H5T_NATIVE_INT64)
         except Exception as exc:
             error = blame(handle, exc, name)
         handle.settle(error)
     finally:
-        end_capture()
         log_end(SAVE, n * sizeof(PetscScalar))
     return 0
 
 
-cdef int write_entries(Handle handle, object name, object array, long long row, error) except -1:
+cdef int write_entries(Handle handle, object name, object array, long long row, object error) except -1:
     """Numbers other than PetscScalar: a dataset of our own making."""
     cdef Dataset dataset
     cdef bytes path
     cdef long long data = array.ctypes.data
     log_begin(SAVE)
-    begin_capture()
     try:
         sizes = prepare(handle, "write", name, array.size, row, array.dtype, error)
+        checksum = handle.checksum(<void*> data, array.nbytes)
         error = None
         try:
             path = encode(name)
@@ -219,47 +222,42 @@ cdef int write_entries(Handle handle, object name, object array, long long row, 
                 contiguous(handle, path, shape, array.dtype)
             dataset = Dataset()
             dataset.open(handle, path)
-            dataset.mark(LAYOUT, layout_number(handle, sizes))
+            dataset.mark(LAYOUT, layout_number(handle, sizes), H5T_NATIVE_INT32)
+            dataset.mark(CHECKSUM, checksum, H5T_NATIVE_INT64)
             dataset.move(h5type(array.dtype), handle.dxpl, <void*> data, sum(sizes[:handle.rank]), array.size, True)
         except Exception as exc:
             error = blame(handle, exc, name)
         handle.settle(error)
     finally:
-        end_capture()
         log_end(SAVE, array.nbytes)
     return 0
 
 
 cdef tuple create_rows(Handle handle, object name, int rows, long long limit, object room, object array):
     cdef Dataset dataset
-    begin_capture()
+    sizes = prepare(handle, "write", name, array.size, 1, array.dtype, None)
+    stride = sum(sizes) * array.itemsize
+    rows = max(1, min(rows, int(min(limit, room)) // max(1, stride)))
+    if stride > room:
+        raise TransferError(f"{os.strerror(_errno.EDQUOT)}: {room:.0f} bytes left of the limit, {stride} needed",
+                            handle.path, name, errno=_errno.EDQUOT)
+    error = None
     try:
-        sizes = prepare(handle, "write", name, array.size, 1, array.dtype, None)
-        stride = sum(sizes) * array.itemsize
-        rows = max(1, min(rows, int(min(limit, room)) // max(1, stride)))
-        if stride > room:
-            raise TransferError(f"{os.strerror(_errno.EDQUOT)}: {room:.0f} bytes left of the limit, {stride} needed",
-                                handle.path, name, errno=_errno.EDQUOT)
-        error = None
-        try:
-            dataset = contiguous(handle, encode(name), (rows, sum(sizes)), array.dtype)
-            dataset.mark(b"timestepping", 1)  # PETSc's own mark: VecLoad finds its way
-            dataset.mark(LAYOUT, layout_number(handle, sizes))
-        except Exception as exc:
-            error = blame(handle, exc, name)
-        handle.settle(error)
-        first = H5Dget_offset(dataset.id) + sum(sizes[:handle.rank]) * array.itemsize if stride else 0
-        return first, stride, rows
-    finally:
-        end_capture()
+        dataset = contiguous(handle, encode(name), (rows, sum(sizes)), array.dtype)
+        dataset.mark(b"timestepping", 1, H5T_NATIVE_INT32)  # PETSc's own mark: VecLoad finds its way
+        dataset.mark(LAYOUT, layout_number(handle, sizes), H5T_NATIVE_INT32)
+    except Exception as exc:
+        error = blame(handle, exc, name)
+    handle.settle(error)
+    first = H5Dget_offset(dataset.id) + sum(sizes[:handle.rank]) * array.itemsize if stride else 0
+    return first, stride, rows
 
 
-cdef int read_entries(Handle handle, object name, void* data, long long n, object dtype, error=None) except -1:
+cdef int read_entries(Handle handle, object name, void* data, long long n, object dtype, object error) except -1:
     cdef Dataset dataset = Dataset()
     cdef hid_t type
     cdef long long first
     log_begin(LOAD)
-    begin_capture()
     try:
         sizes = prepare(handle, "read", name, n, 1, dtype, error)
         error = None
@@ -273,8 +271,11 @@ cdef int read_entries(Handle handle, object name, void* data, long long n, objec
         except Exception as exc:
             error = blame(handle, exc, name)
         handle.settle(error)
+        # Bytes that HDF5 converts, and those that others stored, are not comparable.
+        if (dataset.checksum >= 0 and H5Tequal(dataset.type, type) > 0
+                and handle.checksum(data, n * dtype.itemsize) != dataset.checksum):
+            raise ChecksumMismatch("what was read is not what was stored", handle.path, name)
     finally:
-        end_capture()
         log_end(LOAD, n * dtype.itemsize)
     return 0
 
@@ -290,10 +291,22 @@ cdef PetscVec vec_of(object vec) except NULL:
     return <PetscVec> (<Vec> vec).vec
 
 
-cdef Handle checked(VecFile file):
+cdef tuple stored_sizes(Handle handle, object name):
+    cdef Dataset dataset = Dataset()
+    dataset.open(handle, find(handle, name))
+    written = layout_sizes(handle, dataset.layout) if dataset.layout >= 0 else ()
+    return (written[handle.rank] if len(written) == handle.size else None), dataset.entries()
+
+
+cdef Handle enter(VecFile file):
+    """The file's handle, until :c:func:`end_capture` nobody else's."""
+    cdef Handle handle
+    begin_capture()
+    handle = file._handle
     if file.closed:
-        raise ClosedFile("the file is closed", file=file.path)
-    return file._handle
+        end_capture()
+        raise ClosedFile(handle.why if handle is not None else "the file is closed", file=file.path)
+    return handle
 
 
 cdef class VecFile:
@@ -306,6 +319,13 @@ cdef class VecFile:
     ``COMM_SELF`` each rank has a file of its own.  The file is an ordinary PETSc HDF5
     file: ``VecLoad``, h5py and h5dump read it, and files that ``VecView`` wrote are
     read here.  Opening is collective on `comm`.
+
+    Each dataset carries a checksum of its numbers, which reading verifies (not where it
+    converts them, to float64 from float32, say); a program that changes them in place has
+    to delete the attribute ``localckpt_checksum``.  Threads wait for each other; on
+    several ranks they have to come in the same order.  A forked child cannot use the files
+    of its parent, and ends without finalizing PETSc and MPI (with exit status 0, or 1 after
+    an exception).
 
     Parameters
     ----------
@@ -342,10 +362,18 @@ cdef class VecFile:
         self.mode = mode
 
     cdef int write_scalars(self, object name, const void* data, long long n, long long bs) except -1:
-        return write_scalars(checked(self), name, data, n, bs)
+        cdef Handle handle = enter(self)
+        try:
+            return write_scalars(handle, name, data, n, bs, None)
+        finally:
+            end_capture()
 
     cdef int read_scalars(self, object name, void* data, long long n) except -1:
-        return read_entries(checked(self), name, data, n, SCALAR)
+        cdef Handle handle = enter(self)
+        try:
+            return read_entries(handle, name, data, n, SCALAR, None)
+        finally:
+            end_capture()
 
     # ------------------------------------------------------------------ writing
 
@@ -373,9 +401,8 @@ cdef class VecFile:
         cdef PetscVec v = NULL
         cdef PetscInt n = 0, bs = 1
         cdef const PetscScalar* data = NULL
-        cdef Handle handle = checked(self)
+        cdef Handle handle = enter(self)
         error = None
-        begin_capture()
         try:
             try:
                 v = vec_of(vec)
@@ -412,19 +439,22 @@ cdef class VecFile:
         """
         cdef long long row = 1
         cdef long long data
-        cdef Handle handle = checked(self)
+        cdef Handle handle = enter(self)
         error = None
         try:
-            array = np.ascontiguousarray(array)
-            row = max(1, int(np.prod(array.shape[1:], dtype=np.int64)))
-            h5type(array.dtype)
-        except Exception as exc:
-            error, array = exc, np.empty(0, SCALAR)
-        if array.dtype == SCALAR:
-            data = array.ctypes.data
-            write_scalars(handle, name, <const void*> data, array.size, row, error)
-        else:
-            write_entries(handle, name, array, row, error)
+            try:
+                array = np.ascontiguousarray(array)
+                row = max(1, int(np.prod(array.shape[1:], dtype=np.int64)))
+                h5type(array.dtype)
+            except Exception as exc:
+                error, array = exc, np.empty(0, SCALAR)
+            if array.dtype == SCALAR:
+                data = array.ctypes.data
+                write_scalars(handle, name, <const void*> data, array.size, row, error)
+            else:
+                write_entries(handle, name, array, row, error)
+        finally:
+            end_capture()
 
     # ------------------------------------------------------------------ reading
 
@@ -442,7 +472,7 @@ cdef class VecFile:
 
         Raises
         ------
-        UnknownDataset, LayoutMismatch, ClosedFile, TransferError
+        UnknownDataset, LayoutMismatch, ChecksumMismatch, ClosedFile, TransferError
             On every rank of the file's communicator.
 
         See Also
@@ -452,9 +482,8 @@ cdef class VecFile:
         cdef PetscVec v = NULL
         cdef PetscInt n = 0
         cdef PetscScalar* data = NULL
-        cdef Handle handle = checked(self)
+        cdef Handle handle = enter(self)
         error = None
-        begin_capture()
         try:
             try:
                 v = vec_of(vec)
@@ -483,20 +512,23 @@ cdef class VecFile:
 
         Raises
         ------
-        UnknownDataset, LayoutMismatch, ClosedFile, TransferError
+        UnknownDataset, LayoutMismatch, ChecksumMismatch, ClosedFile, TransferError
             On every rank of the file's communicator.
         """
         cdef long long data = 0
-        cdef Handle handle = checked(self)
+        cdef Handle handle = enter(self)
         error = None
         try:
-            if not (array.flags.c_contiguous and array.flags.writeable):
-                raise LayoutMismatch("the array to fill is not C-contiguous and writeable")
-            data = array.ctypes.data
-            h5type(array.dtype)
-        except Exception as exc:
-            error, array = exc, np.empty(0, SCALAR)
-        read_entries(handle, name, <void*> data, array.size, array.dtype, error)
+            try:
+                if not (array.flags.c_contiguous and array.flags.writeable):
+                    raise LayoutMismatch("the array to fill is not C-contiguous and writeable")
+                data = array.ctypes.data
+                h5type(array.dtype)
+            except Exception as exc:
+                error, array = exc, np.empty(0, SCALAR)
+            read_entries(handle, name, <void*> data, array.size, array.dtype, error)
+        finally:
+            end_capture()
 
     def create_rows(self, name, rows, array, *, limit=2**28, room=float("inf")):
         """Make a dataset for arrays like `array`, one in each row, at its final place in the file.
@@ -529,7 +561,11 @@ cdef class VecFile:
         NoAccess, ClosedFile, TransferError
             On every rank of the file's communicator.
         """
-        return create_rows(checked(self), name, rows, limit, room, array)
+        cdef Handle handle = enter(self)
+        try:
+            return create_rows(handle, name, rows, limit, room, array)
+        finally:
+            end_capture()
 
     # ------------------------------------------------------------------ looking
 
@@ -540,25 +576,26 @@ cdef class VecFile:
         -------
         list of str
         """
-        cdef Handle handle = checked(self)
-        found = []
-        begin_capture()
+        cdef Handle handle = enter(self)
+        links = []
         try:
-            CHKH5(H5Lvisit(handle.id, H5_INDEX_NAME, H5_ITER_INC, <H5L_iterate_t> add_name, <void*> found))
+            # In any other order HDF5 crashes where the index of a large group is damaged.
+            CHKH5(H5Lvisit(handle.id, H5_INDEX_NAME, H5_ITER_NATIVE, <H5L_iterate_t> add_link, <void*> links))
+            return sorted([decode(link) for link in links if is_dataset(handle, link)])
         except StorageError as exc:
             raise blame(handle, exc, None)
         finally:
             end_capture()
-        return sorted(found)
 
     def __contains__(self, name):
-        cdef Handle handle = checked(self)
-        begin_capture()
+        cdef Handle handle = enter(self)
         try:
             find(handle, name)
             return True
         except UnknownDataset:
             return False
+        except StorageError as exc:
+            raise blame(handle, exc, name)
         finally:
             end_capture()
 
@@ -574,15 +611,11 @@ cdef class VecFile:
 
         Raises
         ------
-        UnknownDataset, ClosedFile, TransferError
+        UnknownDataset, ChecksumMismatch, ClosedFile, TransferError
         """
-        cdef Handle handle = checked(self)
-        cdef Dataset dataset = Dataset()
-        begin_capture()
+        cdef Handle handle = enter(self)
         try:
-            dataset.open(handle, find(handle, name))
-            written = layout_sizes(handle, dataset.layout) if dataset.layout >= 0 else ()
-            return (written[handle.rank] if len(written) == handle.size else None), dataset.entries()
+            return stored_sizes(handle, name)
         except StorageError as exc:
             raise blame(handle, exc, name)
         finally:
@@ -598,17 +631,17 @@ cdef class VecFile:
         ClosedFile, TransferError
             On every rank of the file's communicator.
         """
-        cdef Handle handle = checked(self)
+        cdef Handle handle = enter(self)
         error = None
-        begin_capture()
         try:
-            with nogil:
-                CHKH5(H5Fflush(handle.id, H5F_SCOPE_GLOBAL))
-        except StorageError as exc:
-            error = blame(handle, exc, None)
+            try:
+                with nogil:
+                    CHKH5(H5Fflush(handle.id, H5F_SCOPE_GLOBAL))
+            except StorageError as exc:
+                error = blame(handle, exc, None)
+            handle.settle(error)
         finally:
             end_capture()
-        handle.settle(error)
 
     def agree(self, flags):
         """Keep those of `flags` that every rank has set. Collective on the file's communicator.
@@ -618,13 +651,16 @@ cdef class VecFile:
         flags : numpy.ndarray of uint8
             0 or 1 each, changed in place; as many on every rank.
         """
-        cdef Handle handle = checked(self)
         cdef unsigned char[::1] bits = flags
         cdef int n = <int> bits.shape[0]
-        if handle.size > 1 and n:
-            with nogil:
-                CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &bits[0], n, mpi.MPI_UNSIGNED_CHAR,
-                                         mpi.MPI_MIN, handle.comm))
+        cdef Handle handle = enter(self)
+        try:
+            if handle.size > 1 and n:
+                with nogil:
+                    CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &bits[0], n, mpi.MPI_UNSIGNED_CHAR,
+                                             mpi.MPI_MIN, handle.comm))
+        finally:
+            end_capture()
 
     def close(self):
         """Close the file; again is no error. Collective on the file's communicator.
@@ -653,7 +689,9 @@ cdef class VecFile:
     @property
     def descriptor(self):
         """localckpt._rows.Descriptor: a plain one of the file; it may outlive this object."""
-        return checked(self).descriptor
+        cdef Handle handle = enter(self)
+        end_capture()
+        return handle.descriptor
 
     @property
     def closed(self):

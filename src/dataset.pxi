@@ -2,6 +2,13 @@
 
 cdef bytes LAYOUTS = b"%layouts"         # no encoded name starts like this
 cdef bytes LAYOUT = b"localckpt_layout"  # attribute of a dataset: its number in there
+cdef bytes CHECKSUM = b"localckpt_checksum"
+
+
+cdef int64_t digest(const void* data, size_t nbytes, int seed):
+    """XXH3 but for the sign."""
+    view = PyMemoryView_FromMemory(<char*> data, <Py_ssize_t> nbytes, PyBUF_READ) if nbytes else b""
+    return xxh3_64_intdigest(view, seed) & INT64_MAX
 
 
 cdef bytes encode(object name):
@@ -28,14 +35,25 @@ cdef bint exists(hid_t where, bytes path):
     return True
 
 
-cdef herr_t add_name(hid_t group, const char* path, const void* info, void* names) noexcept with gil:
-    cdef hid_t thing = H5Oopen(group, path, H5P_DEFAULT)
-    cdef bytes link = path
-    if thing >= 0:
-        if H5Iget_type(thing) == H5I_DATASET and not link.startswith(LAYOUTS):
-            (<list> names).append(decode(link))
-        H5Oclose(thing)
+cdef herr_t add_link(hid_t group, const char* path, const void* info, void* links) noexcept with gil:
+    (<list> links).append(<bytes> path)
     return 0
+
+
+cdef hid_t open_object(Handle handle, bytes path) except -1:
+    """Open what is at path, or fail as before.
+
+    An object header of which HDF5 could not read a part it takes for whole, without
+    that part, when it is asked a second time.
+    """
+    path = path.strip(b"/") or b"/"
+    if path in handle.damaged:
+        raise TransferError(handle.damaged[path])
+    try:
+        return CHKH5(H5Oopen(handle.id, path, H5P_DEFAULT))
+    except StorageError as exc:
+        handle.damaged[path] = exc.cause
+        raise
 
 
 # -----------------------------------------------------------------------------
@@ -49,41 +67,43 @@ cdef class Dataset:
     cdef int ndims, is_complex
     cdef hsize_t dims[MAXDIM]
     cdef int32_t layout
+    cdef int64_t checksum  # of what was stored, or -1
 
     def __cinit__(self):
         self.id = self.space = self.type = -1
-        self.layout = -1
+        self.layout = self.checksum = -1
 
     cdef int open(self, Handle handle, bytes path) except -1:
-        self.id = CHKH5(H5Dopen2(handle.id, path, H5P_DEFAULT))
+        self.id = open_object(handle, path)
         self.space = CHKH5(H5Dget_space(self.id))
         self.ndims = <int> CHKH5(H5Sget_simple_extent_ndims(self.space))
         if self.ndims > 0:
             CHKH5(H5Sget_simple_extent_dims(self.space, self.dims, NULL))
         self.type = CHKH5(H5Dget_type(self.id))
-        self.layout = self.attribute(LAYOUT, -1)
-        self.is_complex = self.attribute(b"complex", 0)  # PETSc's own mark
+        self.layout = <int32_t> self.attribute(LAYOUT, -1)
+        self.checksum = self.attribute(CHECKSUM, -1)
+        self.is_complex = <int> self.attribute(b"complex", 0)  # PETSc's own mark
         return 0
 
-    cdef int32_t attribute(self, bytes name, int32_t value) except? -2:
+    cdef int64_t attribute(self, bytes name, int64_t value) except? -2:
         cdef hid_t attribute
         if CHKH5(H5Aexists(self.id, name)):
             attribute = CHKH5(H5Aopen(self.id, name, H5P_DEFAULT))
-            CHKH5(H5Aread(attribute, H5T_NATIVE_INT32, &value))
+            CHKH5(H5Aread(attribute, H5T_NATIVE_INT64, &value))
             H5Aclose(attribute)
         return value
 
-    cdef int mark(self, bytes name, int32_t value) except -1:
+    cdef int mark(self, bytes name, int64_t value, hid_t type) except -1:
         """Set an integer attribute. Collective."""
         cdef hid_t space, attribute
         if CHKH5(H5Aexists(self.id, name)):
             attribute = CHKH5(H5Aopen(self.id, name, H5P_DEFAULT))
         else:
             space = CHKH5(H5Screate(H5S_SCALAR))
-            attribute = H5Acreate2(self.id, name, H5T_NATIVE_INT32, space, H5P_DEFAULT, H5P_DEFAULT)
+            attribute = H5Acreate2(self.id, name, type, space, H5P_DEFAULT, H5P_DEFAULT)
             H5Sclose(space)
             CHKH5(attribute)
-        CHKH5(H5Awrite(attribute, H5T_NATIVE_INT32, &value))
+        CHKH5(H5Awrite(attribute, H5T_NATIVE_INT64, &value))
         H5Aclose(attribute)
         return 0
 
@@ -141,7 +161,7 @@ cdef class Dataset:
         if self.space >= 0:
             H5Sclose(self.space)
         if self.id >= 0:
-            H5Dclose(self.id)
+            H5Oclose(self.id)
 
 
 cdef hid_t h5type(object dtype) except? -1:
@@ -163,11 +183,12 @@ cdef hid_t h5type(object dtype) except? -1:
     return type
 
 
-cdef bint is_dataset(hid_t where, bytes path):
+cdef bint is_dataset(Handle handle, bytes path) except -1:
     cdef hid_t thing
-    if b"\0" in path or path.strip(b"/").startswith(LAYOUTS) or not exists(where, path):
+    if (b"\0" in path or path.strip(b"/").startswith(LAYOUTS) or not exists(handle.id, path)
+            or H5Oexists_by_name(handle.id, path, H5P_DEFAULT) <= 0):  # a link to nothing
         return False
-    thing = H5Oopen(where, path, H5P_DEFAULT)
+    thing = open_object(handle, path)
     kind = H5Iget_type(thing)
     H5Oclose(thing)
     return kind == H5I_DATASET
@@ -176,7 +197,7 @@ cdef bint is_dataset(hid_t where, bytes path):
 cdef bytes find(Handle handle, object name):
     """Where name is: under its encoded name, or at that path in a file of PETSc's."""
     for path in (encode(name), name.encode(errors="surrogateescape")):
-        if is_dataset(handle.id, path):
+        if is_dataset(handle, path):
             return path
     raise UnknownDataset("no such dataset")
 
@@ -190,6 +211,8 @@ cdef tuple layout_sizes(Handle handle, int32_t number):
         table.open(handle, LAYOUTS + b"/%d" % number)
         sizes = np.empty(max(1, table.entries()), dtype=np.int64)
         table.move(H5T_NATIVE_INT64, H5P_DEFAULT, &sizes[0], 0, table.entries(), False)
+        if table.checksum not in (-1, digest(&sizes[0], 8 * table.entries(), 0)):
+            raise ChecksumMismatch("the record of what each rank owned is damaged")
         handle.layouts[number] = tuple(np.asarray(sizes)[:table.entries()].tolist())
         handle.layouts[handle.layouts[number]] = number
     return handle.layouts[number]
@@ -203,9 +226,11 @@ cdef int layout_number(Handle handle, tuple sizes) except -1:
     cdef int64_t[::1] values
     if sizes in handle.layouts:
         return handle.layouts[sizes]
-    if not exists(handle.id, LAYOUTS):
+    if exists(handle.id, LAYOUTS):
+        group = open_object(handle, LAYOUTS)
+    else:
         group = CHKH5(H5Gcreate2(handle.id, LAYOUTS, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT))
-        H5Gclose(group)
+    H5Oclose(group)
     number = 0
     while exists(handle.id, LAYOUTS + b"/%d" % number):  # of an earlier opening of this file
         if layout_sizes(handle, number) == sizes:
@@ -217,8 +242,9 @@ cdef int layout_number(Handle handle, tuple sizes) except -1:
                           H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT)
     H5Sclose(space)
     CHKH5(table.id)
+    values = np.array(sizes, dtype=np.int64)
+    table.mark(CHECKSUM, digest(&values[0], 8 * n, 0), H5T_NATIVE_INT64)
     if handle.rank == 0:
-        values = np.array(sizes, dtype=np.int64)
         CHKH5(H5Dwrite(table.id, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, &values[0]))
     handle.layouts[sizes] = number
     handle.layouts[number] = sizes

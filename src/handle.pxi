@@ -17,11 +17,15 @@ cdef class Handle:
     cdef int64_t end        # of what is known to be allocated
     cdef readonly str path, mode
     cdef dict layouts  # number -> sizes of all ranks, and back
+    cdef dict damaged  # path -> what HDF5 said of the object there
+    cdef str why       # it is of no use any more
 
     def __cinit__(self):
         self.viewer = NULL
         self.dxpl = H5P_DEFAULT
         self.layouts = {}
+        self.damaged = {}
+        self.why = "the file is closed"
 
     cdef settle(self, error):
         """Raise the error of the lowest failing rank on every rank. Collective."""
@@ -73,6 +77,14 @@ cdef class Handle:
                                  f"{[c == calls[0] for c in calls].index(False)} differ",
                                  self.path if self.viewer != NULL else None)
         return tuple(sizes)
+
+    cdef int64_t checksum(self, const void* data, long long nbytes) except -1:
+        """One number for all ranks' bytes. Collective."""
+        cdef uint64_t total = digest(data, nbytes, self.rank)
+        if self.size > 1:
+            with nogil:
+                CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &total, 1, mpi.MPI_UINT64_T, mpi.MPI_SUM, self.comm))
+        return total & INT64_MAX
 
     cdef int reserve(self, int64_t start, int64_t nbytes) except -1:
         """Take the disk space for what comes next, and for HDF5's own needs. Collective.
@@ -132,15 +144,16 @@ cdef class Handle:
 
     cdef int close(self) except -1:
         """Give everything back. Collective where there are several ranks."""
-        cdef PetscViewer viewer = self.viewer
+        cdef PetscViewer viewer
         cdef hid_t dxpl = self.dxpl
         error = None
-        if viewer == NULL or self.diverted and self.size > 1:
-            return 0  # see _close_all
-        self.viewer = NULL
-        files.remove(self)
         begin_capture()
         try:
+            if self.viewer == NULL or self.diverted and self.size > 1:
+                return 0  # see _close_all
+            viewer = self.viewer
+            self.viewer = NULL
+            files.remove(self)
             try:
                 if os.fstat(self.descriptor.fileno()).st_nlink == 0:
                     self.divert()  # nobody can open it again: its metadata need not be written
@@ -151,20 +164,21 @@ cdef class Handle:
                 exc.file = self.path
                 error = exc
                 self.divert()
-            with nogil:
-                if dxpl != H5P_DEFAULT:
-                    CHKH5(H5Pclose(dxpl))
-                CHKERR(PetscViewerDestroy(&viewer))
-        except StorageError as exc:
-            exc.file = self.path
-            error = error or exc
+            try:
+                with nogil:
+                    if dxpl != H5P_DEFAULT:
+                        CHKH5(H5Pclose(dxpl))
+                    CHKERR(PetscViewerDestroy(&viewer))
+            except StorageError as exc:
+                exc.file = self.path
+                error = error or exc
+            self.descriptor = None
+            try:
+                self.settle(error)
+            finally:
+                PetscCommDestroy(&self.comm)
         finally:
             end_capture()
-            self.descriptor = None
-        try:
-            self.settle(error)
-        finally:
-            PetscCommDestroy(&self.comm)
         return 0
 
 
@@ -211,6 +225,29 @@ def _close_all():
               "to which a rank could not write", file=sys.stderr, flush=True)
         sys.stdout.flush()
         mpi.MPI_Abort(handle.comm, 1)
+
+
+def _disown():
+    """Leave the files to the parent: this is a forked child."""
+    cdef Handle handle
+    theirs = files[:]
+    del files[:]
+    for handle in theirs:
+        handle.viewer = NULL
+        handle.why = "the file belongs to the process that opened it"
+    if theirs:  # HDF5 would write to them at the end, MPI hang, or end on the parent's behalf
+        atexit.register(_leave)
+
+
+def _leave():
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(hasattr(sys, "last_value"))
+
+
+os.register_at_fork(after_in_child=_disown)
 
 
 cdef Handle open_handle(object comm, object path, object mode, object collective):

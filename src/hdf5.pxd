@@ -31,7 +31,7 @@ cdef extern from "hdf5.h" nogil:
     H5T_class_t H5T_FLOAT
     H5T_class_t H5T_INTEGER
     int H5F_SCOPE_GLOBAL, H5S_SELECT_SET, H5S_SCALAR, H5E_WALK_UPWARD
-    int H5_INDEX_NAME, H5_ITER_INC, H5FD_MPIO_COLLECTIVE
+    int H5_INDEX_NAME, H5_ITER_NATIVE, H5FD_MPIO_COLLECTIVE
     unsigned H5F_ACC_TRUNC
     hid_t H5P_DATASET_XFER, H5P_DATASET_CREATE, H5P_FILE_ACCESS
     int H5D_CHUNKED, H5D_CONTIGUOUS, H5D_ALLOC_TIME_EARLY, H5D_FILL_TIME_NEVER
@@ -54,7 +54,7 @@ cdef extern from "hdf5.h" nogil:
     herr_t H5Fflush(hid_t, int)
     herr_t H5Fclose(hid_t)
     hid_t H5Gcreate2(hid_t, const char*, hid_t, hid_t, hid_t)
-    herr_t H5Gclose(hid_t)
+    htri_t H5Oexists_by_name(hid_t, const char*, hid_t)
     hid_t H5Oopen(hid_t, const char*, hid_t)
     herr_t H5Oclose(hid_t)
     H5I_type_t H5Iget_type(hid_t)
@@ -65,14 +65,12 @@ cdef extern from "hdf5.h" nogil:
     herr_t H5Lvisit(hid_t, int, int, H5L_iterate_t, void*)
     # H5D, H5S, H5T
     hid_t H5Dcreate2(hid_t, const char*, hid_t, hid_t, hid_t, hid_t, hid_t)
-    hid_t H5Dopen2(hid_t, const char*, hid_t)
     hid_t H5Dget_space(hid_t)
     hid_t H5Dget_type(hid_t)
     hid_t H5Dget_create_plist(hid_t)
     haddr_t H5Dget_offset(hid_t)
     herr_t H5Dread(hid_t, hid_t, hid_t, hid_t, hid_t, void*)
     herr_t H5Dwrite(hid_t, hid_t, hid_t, hid_t, hid_t, const void*)
-    herr_t H5Dclose(hid_t)
     hid_t H5Screate(int)
     hid_t H5Screate_simple(int, const hsize_t*, const hsize_t*)
     int H5Sget_simple_extent_ndims(hid_t)

@@ -1,7 +1,6 @@
 """Rows of a file: whole, free again when nobody holds them, and what PETSc and h5py read."""
 
 import os
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
@@ -167,44 +166,6 @@ except TransferError as error:
 else:
     raise AssertionError("no error")
 """, file)
-    assert (result.returncode, result.stderr) == (0, "")
-
-
-# At most 1000 bytes in a call, and every third one is interrupted.
-SHORT = """
-#define _GNU_SOURCE
-#include <errno.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-static int calls;
-#define SHORT(name, number, type) ssize_t name(int fd, type data, size_t n, off_t at) { \\
-        if (++calls % 3 == 0) { errno = EINTR; return -1; } \\
-        return syscall(number, fd, data, n < 1000 ? n : 1000, at); }
-SHORT(pwrite, SYS_pwrite64, const void*)
-SHORT(pwrite64, SYS_pwrite64, const void*)
-SHORT(pread, SYS_pread64, void*)
-SHORT(pread64, SYS_pread64, void*)
-"""
-
-
-def test_short_and_interrupted_transfers_are_continued(run_script, file, tmp_path):
-    (tmp_path / "short.c").write_text(SHORT)
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "short.so", tmp_path / "short.c"], check=True)
-    result = run_script("""
-from localckpt._rows import Descriptor, Pool
-file = Descriptor(sys.argv[1], os.O_RDWR)
-assert os.pwrite(file.fileno(), bytes(5000), 0) == 1000
-pool = Pool(file, True)
-pool.add(9, 50_000, 2)
-rows = pool.claim(), pool.claim()
-data = [np.random.default_rng(seed).standard_normal(6000) for seed in range(2)]
-for row, array in zip(rows, data):
-    row.write(array)
-for row, array in zip(rows, data):
-    found = np.empty(6000)
-    row.read(found)
-    assert (found == array).all()
-""", file, before=["env", f"LD_PRELOAD={tmp_path}/short.so"])
     assert (result.returncode, result.stderr) == (0, "")
 
 
