@@ -131,10 +131,10 @@ cdef class Pool:
     cdef readonly int rows  # in all
     cdef public int due     # saves until several ranks agree again
 
-    def __init__(self, Descriptor file not None, bint recycle, str name=""):
+    def __init__(self, Descriptor file not None, bint recycle, name=""):
         self.file = file
         self.recycle = recycle
-        self.name = name
+        self.name = str(name)
         self.what = f"dataset {name!r} of file {file.path!r}".encode(errors="replace")
         self.offsets = []
 
