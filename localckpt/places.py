@@ -96,7 +96,8 @@ def choose_tiers(folders, ranks):
     Parameters
     ----------
     folders : str or sequence of str or None
-        None: the one that :func:`choose_place` finds.
+        None: those in the PETSc option ``-localckpt_dir``, separated by commas, or the one that
+        :func:`choose_place` finds.
     ranks : int
         How many share what ``-localckpt_dir_limit`` gives each node.
 
@@ -110,7 +111,8 @@ def choose_tiers(folders, ranks):
         If the option is not one number, or one for each folder.
     """
     if folders is None:
-        folders = choose_place().path
+        named = PETSc.Options("localckpt_").getString("dir", "").split(",")
+        folders = named if len(named) > 1 else choose_place().path
     if isinstance(folders, (str, os.PathLike)):
         folders = [folders]
     folders = [os.path.expandvars(os.fspath(folder)) for folder in folders]

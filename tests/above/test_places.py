@@ -12,7 +12,7 @@ from petsc4py import PETSc
 
 from localckpt import places
 from localckpt.leftovers import JOB_FOLDERS
-from localckpt.places import Place, agree, announce, choose_place, make_folder
+from localckpt.places import Place, Tier, agree, announce, choose_place, choose_tiers, make_folder
 
 WORLD = MPI.COMM_WORLD
 
@@ -37,6 +37,17 @@ def option():
         options["localckpt_dir"] = str(folder)
     yield give
     options.delValue("localckpt_dir")
+
+
+@pytest.fixture
+def limit():
+    """limit(bytes): as if -localckpt_dir_limit were on the command line."""
+    options = PETSc.Options()
+
+    def give(nbytes):
+        options["localckpt_dir_limit"] = nbytes
+    yield give
+    options.delValue("localckpt_dir_limit")
 
 
 @pytest.fixture
@@ -127,6 +138,23 @@ def test_a_place_has_the_free_bytes_of_its_filesystem(tmp_path):
 def test_a_link_is_on_the_filesystem_that_it_leads_to(tmp_path, in_ram):
     (tmp_path / "link").symlink_to(in_ram)
     assert Place.at(tmp_path / "link").filesystem == "tmpfs"
+
+
+def test_the_option_may_name_several_folders(option):
+    option("/first,/second")
+    assert choose_tiers(None, 1) == [Tier("/first"), Tier("/second")]
+
+
+def test_ranks_of_a_node_share_the_limit(limit):
+    limit("8e9,2e9")
+    assert choose_tiers(["/first", "/second"], 4) == [Tier("/first", 2e9), Tier("/second", 5e8)]
+
+
+@pytest.mark.parametrize("given", ["1e9,1e9,1e9", "0", "-1,1", "much"])
+def test_a_limit_that_makes_no_sense_is_an_error(limit, given):
+    limit(given)
+    with pytest.raises(ValueError):
+        choose_tiers(["/first", "/second"], 4)
 
 
 @pytest.mark.parallel([1, 2, 3])
