@@ -67,7 +67,9 @@ resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 seen = set()
 for damage, *where in damages:
     print(damage.__name__, *where, flush=True)
-    with open(bad, "wb") as file:
+    if os.path.exists(bad):
+        os.remove(bad)  # ext4 brings a file that is written over to the disk at once
+    with open(bad, "xb") as file:
         file.write(damage(*where))
     # Five seconds of CPU time for each, then SIGXCPU.
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])

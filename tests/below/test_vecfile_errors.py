@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from localckpt import ClosedFile, LayoutMismatch, NoAccess, UnknownDataset, VecFile
+from localckpt import ChecksumMismatch, ClosedFile, LayoutMismatch, NoAccess, UnknownDataset, VecFile
 
 WORLD = MPI.COMM_WORLD
 
@@ -165,3 +165,80 @@ def test_array_that_cannot_be_filled(path, raises_everywhere, array):
     with VecFile(WORLD, path) as file, \
             raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="u", match="writeable"):
         file.read_array("u", array)
+
+
+# -----------------------------------------------------------------------------
+# Checksums
+# -----------------------------------------------------------------------------
+
+@pytest.fixture
+def spoil(path):
+    """spoil(dataset): change its last number behind its checksum's back."""
+    def change(dataset):
+        WORLD.barrier()
+        if WORLD.rank == 0:
+            with h5py.File(path, "r+") as file:
+                numbers = file[dataset][...]
+                numbers.reshape(-1)[-1] += 1
+                file[dataset][...] = numbers
+        WORLD.barrier()
+    return change
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("name", ["u", "real", "integer", "complex"])
+def test_other_numbers_than_were_stored(path, spoil, make_vec, raises_everywhere, name):
+    spoil(name)
+    with VecFile(WORLD, path) as file:
+        with raises_everywhere(ChecksumMismatch, OSError, dataset=name, match=repr(str(path))):
+            if name == "u":
+                file.read("u", make_vec(WORLD, 6))
+            else:
+                file.read_array(name, np.empty(6, {"real": "f4", "integer": "i4", "complex": "c8"}[name]))
+        for other, dtype in (("real", "f4"), ("integer", "i4")):
+            if other != name:
+                file.read_array(other, np.empty(6, dtype))
+
+
+@pytest.mark.parallel([2, 3])
+def test_parts_of_two_ranks_in_each_others_place(shared_tmp, raises_everywhere):
+    with VecFile(WORLD, path := shared_tmp / "w.h5", "w") as file:
+        file.write_array("i", np.full(3, WORLD.rank))
+    WORLD.barrier()
+    if WORLD.rank == 0:
+        with h5py.File(path, "r+") as file:
+            file["i"][...] = file["i"][...][::-1]
+    WORLD.barrier()
+    with VecFile(WORLD, path) as file, raises_everywhere(ChecksumMismatch, OSError, dataset="i"):
+        file.read_array("i", np.empty(3, int))
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("dtype", ["f4", "i4"])
+def test_checksum_follows_what_is_written_again(path, spoil, dtype):
+    name = {"f4": "real", "i4": "integer"}[dtype]
+    spoil(name)
+    with VecFile(WORLD, path, "a") as file:
+        for array in (np.arange(6, dtype=dtype) + 5, np.zeros(6, dtype)):
+            file.write_array(name, array)
+            file.read_array(name, back := np.empty(6, dtype))
+            np.testing.assert_array_equal(back, array)
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_numbers_that_are_converted_are_read_without_a_checksum(path):
+    with VecFile(WORLD, path) as file:
+        file.read_array("real", back := np.empty(6))
+        file.read_array("integer", wide := np.empty(6, int))
+    np.testing.assert_array_equal([back, wide], [np.arange(6)] * 2)
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_dataset_without_a_checksum_is_read(path, spoil):
+    spoil("real")
+    if WORLD.rank == 0:
+        with h5py.File(path, "r+") as file:
+            del file["real"].attrs["localckpt_checksum"]
+    WORLD.barrier()
+    with VecFile(WORLD, path) as file:
+        file.read_array("real", np.empty(6, "f4"))

@@ -279,3 +279,111 @@ def test_hdf5s_error_handler_is_as_before(shared_tmp, make_vec):
     with pytest.raises(StorageError):
         VecFile(WORLD, shared_tmp)
     assert installed() == before
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("comm", ["MPI.COMM_SELF", "MPI.COMM_WORLD"])
+@pytest.mark.parametrize(("end", "status"), [("sys.exit()", 0), ("del file; gc.collect()", 0), ("1 / 0", 1),
+                                             ("os._exit(3)", 3)])
+def test_forked_child_leaves_its_parents_file_alone(tmp_path, run_script, ranks, comm, end, status):
+    result = run_script(f"""
+import gc, pathlib
+from localckpt import ClosedFile
+path = sys.argv[1] + (str(comm.rank) if {comm} == MPI.COMM_SELF else "")
+file = VecFile({comm}, path, "w")
+array = np.arange(1000.0)
+file.write_array("u", array)
+file.create_rows("rows", 3, array)  # metadata that HDF5 still holds
+before = pathlib.Path(path).read_bytes()
+comm.barrier()
+if (child := os.fork()) == 0:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    for use in (lambda: file.write_array("u", -array), lambda: file.read_array("u", array), file.names, file.flush):
+        try:
+            use()
+        except ClosedFile as exc:
+            assert "process that opened it" in str(exc)
+        else:
+            os._exit(7)
+    file.close()
+    {end}
+else:
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == {status}
+    comm.barrier()
+    assert pathlib.Path(path).read_bytes() == before
+    file.write_array("v", array)
+    file.close()
+    with VecFile({comm}, path) as file:
+        file.read_array("v", back := np.empty(1000))
+        assert file.names() == ["rows", "u", "v"] and (back == array).all()
+""", tmp_path / "w.h5", ranks=ranks)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_threads_wait_for_each_other(tmp_path, run_script, ranks):
+    result = run_script("""
+from threading import Barrier, Thread
+sys.setswitchinterval(1e-5)
+start, failures = Barrier(4), []
+shared = VecFile(MPI.COMM_SELF, f"{sys.argv[1]}-{comm.rank}", "w")
+
+
+def work(me):
+    try:
+        start.wait()
+        for turn in range(15):
+            array = np.arange(2000.0) + 1000 * turn + me
+            with VecFile(MPI.COMM_SELF, f"{sys.argv[1]}-{comm.rank}-{me}", "w") as own:
+                for file in own, shared:
+                    file.write_array(f"u{me}", array)
+                    file.write_array(f"i{me}", array.astype(int))
+                for file in own, shared:
+                    file.read_array(f"u{me}", back := np.empty(2000))
+                    assert (back == array).all() and f"i{me}" in file.names() and f"i{me}" in file
+                    try:
+                        file.sizes("missing")
+                    except localckpt.UnknownDataset as exc:
+                        assert exc.file == file.path
+    except BaseException as exc:
+        failures.append(exc)
+
+
+threads = [Thread(target=work, args=(me,)) for me in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert not failures, failures
+shared.close()
+""", tmp_path / "w.h5", ranks=ranks)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_file_closed_while_other_threads_use_it(tmp_path, run_script):
+    result = run_script("""
+from threading import Thread
+sys.setswitchinterval(1e-5)
+ends = []
+
+
+def use(file):
+    try:
+        for turn in range(10**6):
+            file.write_array("u", np.arange(3000.0) + turn)
+    except localckpt.ClosedFile:
+        ends.append("closed")
+
+
+for turn in range(10):
+    file = VecFile(comm, sys.argv[1], "w")
+    threads = [Thread(target=use, args=(file,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    file.write_array("v", np.arange(3000.0))
+    file.close()
+    for thread in threads:
+        thread.join()
+print(len(ends))
+""", tmp_path / "w.h5")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "20\n", "")
