@@ -13,7 +13,8 @@ cdef class Handle:
     cdef hid_t id, dxpl
     cdef int dropped
     cdef bint diverted
-    cdef object descriptor  # a plain one, of a file to write
+    cdef object descriptor  # a plain one
+    cdef object mpiio       # the numbers of those that MPI-IO has for this viewer
     cdef int64_t end        # of what is known to be allocated
     cdef readonly str path, mode
     cdef dict layouts  # number -> sizes of all ranks, and back
@@ -129,16 +130,9 @@ cdef class Handle:
         it has freed, and crashes on it at exit.
         """
         self.diverted = True
-        mine = os.fstat(self.descriptor.fileno())
         nowhere = os.memfd_create("nowhere")
-        for name in os.listdir("/proc/self/fd"):
-            number = int(name)
-            try:
-                found = os.fstat(number)
-            except OSError:
-                continue  # that of the listing itself
-            if number != self.descriptor.fileno() and (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino):
-                os.dup2(nowhere, number, inheritable=False)
+        for number in self.mpiio:
+            os.dup2(nowhere, number, inheritable=False)
         os.close(nowhere)
         return 0
 
@@ -155,9 +149,11 @@ cdef class Handle:
             self.viewer = NULL
             files.remove(self)
             try:
-                if os.fstat(self.descriptor.fileno()).st_nlink == 0:
+                if self.mode == "r":
+                    pass
+                elif os.fstat(self.descriptor.fileno()).st_nlink == 0:
                     self.divert()  # nobody can open it again: its metadata need not be written
-                elif self.mode != "r":
+                else:
                     with nogil:
                         CHKH5(H5Fflush(self.id, H5F_SCOPE_GLOBAL))
             except StorageError as exc:
@@ -286,12 +282,19 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
             error = None
             try:
                 if fresh and handle.rank == 0:
-                    create_empty(cname)
+                    image = empty_file()
+                    os.ftruncate(handle.descriptor.fileno(), 0)
+                    while image:
+                        image = image[os.pwrite(handle.descriptor.fileno(), image,
+                                                os.fstat(handle.descriptor.fileno()).st_size):]
             except StorageError as exc:
                 error = exc
                 error.file = handle.path
+            except OSError as exc:
+                error = TransferError(f"{exc.strerror}, creating the file", handle.path, errno=exc.errno)
             if mode != "r":  # the others open it only then
                 handle.settle(error)
+            others = open_numbers(handle.descriptor)
             try:
                 with nogil:
                     CHKERR(PetscViewerHDF5Open(handle.comm, cname, how, &handle.viewer))
@@ -309,6 +312,7 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
                 # The path was there and could be opened, so what HDF5 objects to is its content.
                 error = (exc if fresh else NotHDF5(exc.cause))
                 error.file = handle.path
+            handle.mpiio = open_numbers(handle.descriptor) - others
             handle.settle(error)
         except BaseException:
             if handle.viewer != NULL:
@@ -322,20 +326,38 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
     return handle
 
 
-cdef int create_empty(const char* name) except -1 nogil:
-    """Make name an empty HDF5 file of the format whose metadata carry checksums.
+cdef set open_numbers(file):
+    """The descriptors that this process has of a file."""
+    mine = os.fstat(file.fileno())
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.path.samestat(os.fstat(int(name)), mine):
+                found.add(int(name))
+        except OSError:
+            pass  # that of the listing itself
+    return found
+
+
+cdef bytes empty_file():
+    """An empty HDF5 file of the format whose metadata carry checksums.
 
     Whoever appends to such a file goes on in that format; PETSc itself creates older ones.
+    Made in memory: HDF5 crashes at exit on what it could not write to a disk.
     """
     cdef hid_t access, id
+    cdef char image[8192]
+    cdef int64_t n
     access = CHKH5(H5Pcreate(H5P_FILE_ACCESS))
     H5Pset_libver_bounds(access, CHECKED_FORMAT, CHECKED_FORMAT)
-    H5Pset_fapl_mpio(access, mpi.MPI_COMM_SELF, mpi.MPI_INFO_NULL)  # HDF5's other drivers want file locks
-    id = H5Fcreate(name, H5F_ACC_TRUNC, H5P_DEFAULT, access)
+    H5Pset_fapl_core(access, sizeof(image), False)
+    id = H5Fcreate(b"empty", H5F_ACC_TRUNC, H5P_DEFAULT, access)
     H5Pclose(access)
     CHKH5(id)
-    CHKH5(H5Fclose(id))
-    return 0
+    H5Fflush(id, H5F_SCOPE_GLOBAL)
+    n = H5Fget_file_image(id, image, sizeof(image))
+    H5Fclose(id)
+    return image[:CHKH5(n)]
 
 
 cdef int agree_on_file(Handle handle, str mode) except -1:

@@ -2,7 +2,6 @@
 # 1.8 to 1.14 spell these alike; iterators that changed are reached by casts.
 
 from libc.stdint cimport int64_t
-from mpi4py.libmpi cimport MPI_Comm, MPI_Info
 
 cdef extern from *:
     """
@@ -52,6 +51,7 @@ cdef extern from "hdf5.h" nogil:
     # H5F, H5G, H5O, H5I
     hid_t H5Fcreate(const char*, unsigned, hid_t, hid_t)
     herr_t H5Fflush(hid_t, int)
+    Py_ssize_t H5Fget_file_image(hid_t, void*, size_t)
     herr_t H5Fclose(hid_t)
     hid_t H5Gcreate2(hid_t, const char*, hid_t, hid_t, hid_t)
     htri_t H5Oexists_by_name(hid_t, const char*, hid_t)
@@ -93,7 +93,7 @@ cdef extern from "hdf5.h" nogil:
     # H5P
     hid_t H5Pcreate(hid_t)
     herr_t H5Pset_dxpl_mpio(hid_t, int)
-    herr_t H5Pset_fapl_mpio(hid_t, MPI_Comm, MPI_Info)
+    herr_t H5Pset_fapl_core(hid_t, size_t, bint)
     herr_t H5Pset_libver_bounds(hid_t, int, int)
     herr_t H5Pclose(hid_t)
     int H5Pget_layout(hid_t)

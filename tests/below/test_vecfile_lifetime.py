@@ -46,6 +46,24 @@ def hdf5_ids():
     return counts
 
 
+@pytest.mark.parallel([1, 2])
+def test_closing_an_unlinked_file_leaves_another_opening_of_it_alone(shared_tmp, make_vec):
+    path, vec = shared_tmp / "one.h5", make_vec(WORLD, 600)
+    writer = VecFile(WORLD, path, "w")
+    writer.write("a", vec)
+    writer.flush()
+    reader = VecFile(WORLD, path)
+    WORLD.barrier()
+    if WORLD.rank == 0:
+        path.unlink()
+    WORLD.barrier()
+    writer.close()
+    found = vec.duplicate()
+    reader.read("a", found)
+    reader.close()
+    np.testing.assert_array_equal(found.array_r, vec.array_r)
+
+
 @pytest.mark.parallel([1, 2, 3])
 def test_nothing_grows_in_a_file_held_open(shared_tmp, make_vec):
     vec, array = make_vec(WORLD, 6, 3), np.arange(4, dtype="c8")
