@@ -29,7 +29,6 @@ cdef extern from "sigbus.h" nogil:
         const char* start
         size_t length
         const char* what
-    void watch_sigbus()
     void note_mapped(mapped*)
     void forget_mapped(mapped*)
 
@@ -245,7 +244,6 @@ cdef class Row:
         mapping.note.start = <char*> mapping.start
         mapping.note.length = length
         mapping.note.what = self.pool.what
-        watch_sigbus()
         note_mapped(&mapping.note)
         return np.ndarray(shape, dtype, mapping, ahead)
 

@@ -54,20 +54,21 @@ static void sigbus(int number, siginfo_t *info, void *context)
         sigbus_before.sa_handler(number);
 }
 
-/* Have `sigbus` called, again if somebody has replaced it since. */
+/* Have `sigbus` called. Once only: a handler that replaced it since may call it in its turn. */
 static void watch_sigbus(void)
 {
-    struct sigaction now, ours = {0};
+    static int watching = 0;
+    struct sigaction ours = {0};
 
-    if (sigaction(SIGBUS, NULL, &now) || ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == sigbus)) return;
-    sigbus_before = now;
+    if (watching++) return;
     ours.sa_sigaction = sigbus;
     ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    sigaction(SIGBUS, &ours, NULL);
+    sigaction(SIGBUS, &ours, &sigbus_before);
 }
 
 static void note_mapped(struct mapped *m)
 {
+    watch_sigbus();
     m->before = NULL;
     m->after = first_mapped;
     if (m->after) m->after->before = m;

@@ -33,10 +33,10 @@ comm.barrier()
 
 
 def test_other_mappings_are_none_of_our_business(tmp_path, run_script):
-    done = run_script(STORE + """
+    done = run_script("""
 import ctypes, mmap
 ctypes.CDLL(None).signal(7, ctypes.c_void_p(0))  # not PETSc's handler, but the system's
-array = store.get(stored, (10**6,), np.dtype(float))
+""" + STORE + """
 with open(sys.argv[1] + "/other", "w+b") as file:
     file.truncate(8192)
     other = mmap.mmap(file.fileno(), 8192)
@@ -53,6 +53,16 @@ def test_a_handler_that_was_there_is_called_for_other_faults(tmp_path, run_scrip
 os.kill(os.getpid(), 7)
 """, tmp_path, seconds=20)
     assert "Fatal Python error: Bus error" in done.stderr and "localckpt:" not in done.stderr
+
+
+def test_a_handler_that_came_later_is_not_called_for_ever(tmp_path, run_script):
+    done = run_script(STORE + """
+import faulthandler
+faulthandler.enable()
+array = store.get(stored, (10**6,), np.dtype(float))
+os.kill(os.getpid(), 7)
+""", tmp_path, seconds=20)
+    assert done.returncode not in (0, 110) and done.stderr.count("Fatal Python error: Bus error") == 1
 
 
 def test_a_mapping_that_is_gone_is_forgotten(tmp_path, run_script):
