@@ -25,17 +25,14 @@ def run(target, arguments, module):
 
 def clean(folders, really, as_json):
     """List what runs have left in these folders, and remove what nobody needs."""
-    found = [folder for parent in folders if os.path.isdir(parent) for folder in leftovers.find(parent)]
-    removed = set()
-    if really:
-        removed = {folder.path for parent in folders if os.path.isdir(parent)
-                   for folder in leftovers.remove_dead(parent)}
-    left = [folder.path for folder in found if not folder.why and really and folder.path not in removed]
+    found = [folder for parent in folders for folder in leftovers.find(parent)]
+    removed = leftovers.remove_dead(found) if really else []
+    left = [folder for folder in found if really and not folder.why and folder not in removed]
     if as_json:
-        print(json.dumps([asdict(folder) | {"removed": folder.path in removed} for folder in found], indent=4))
+        print(json.dumps([asdict(folder) | {"removed": folder in removed} for folder in found], indent=4))
     else:
         for folder in found:
-            what = (f"stays: {folder.why}" if folder.why else "removed" if folder.path in removed else
+            what = (f"stays: {folder.why}" if folder.why else "removed" if folder in removed else
                     "could not be removed" if really else "to be removed with --yes")
             print(f"{folder.nbytes / 1e6:12.3f} MB {folder.age / 3600:9.1f} h  {folder.path}  {what}")
         if not found:

@@ -32,9 +32,8 @@ from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
 from localckpt import leftovers, seam
-from localckpt._errors import CheckpointError, StorageError
 from localckpt.functions import FunctionStore, check_ranks, content, new_function
-from localckpt.places import Place, Watch, agree, announce, choose_engine, choose_tiers, log, make_folder
+from localckpt.places import Place, Watch, agree, announce, choose_engine, choose_tiers, make_folder, next_folder
 from localckpt.store import Store
 
 __all__ = ["checkpointable_mesh", "continue_disk_checkpointing", "disk_checkpointing",
@@ -124,12 +123,13 @@ class DiskCheckpointer(TapePackageData):
         try:
             check_ranks(self.checkpoint_comm, comm, "comm")
             tiers = choose_tiers(checkpoint_dir or dirname, most)
-            self.dirname, tier = self._first_folder(tiers)
+            self.dirname, tier = next_folder(self.checkpoint_comm, tiers, ["init.h5", "current.h5"], not cleanup)
         except (OSError, ValueError) as exc:
             error = exc
         try:
             agree(comm, error)
         except Exception:
+            node.Free()
             if error is None and self.checkpoint_comm.rank == 0:
                 leftovers.remove(self.dirname)
             raise
@@ -151,18 +151,6 @@ class DiskCheckpointer(TapePackageData):
         if self.checkpoint_comm.rank == 0:
             folders.append(self.dirname)
         self._finalizer = weakref.finalize(self, _finish, store, folders if cleanup else [], os.getpid())
-
-    def _first_folder(self, tiers):
-        """A folder in the first of the tiers that has one, and the tier. Collective on `checkpoint_comm`."""
-        while True:
-            tier = tiers.pop(0)
-            try:
-                return make_folder(self.checkpoint_comm, tier.path, ["init.h5", "current.h5"],
-                                   keep=not self.cleanup), tier
-            except OSError as exc:
-                if not tiers:
-                    raise
-                log.warning("%s: no checkpoints to %s: %s", MPI.Get_processor_name(), tier.path, exc)
 
     def _file(self, name):
         return CheckpointFileName(os.path.join(self.dirname, name), self.checkpoint_comm, self.checkpoint_comm)
@@ -191,23 +179,7 @@ class DiskCheckpointer(TapePackageData):
         CheckpointError
             If there is no place left for it, and from then on.
         """
-        try:
-            return self._functions.save(function)
-        except CheckpointError as exc:
-            self._functions.store.failure = exc
-            raise
-        except StorageError as exc:
-            try:
-                free = self._functions.store.last.free
-            except OSError:
-                free = "none"
-            nbytes = sum(dat._data.nbytes for dat in function.dat)
-            error = CheckpointError(
-                f"rank {self.comm.rank} on {MPI.Get_processor_name()} cannot store a checkpoint of "
-                f"{function.name()!r}: {exc.cause}; {nbytes} bytes wanted, {free} free",
-                exc.file, exc.dataset, exc.rank, exc.errno)
-            self._functions.store.failure = error
-            raise error from None  # its cause is in its words
+        return self._functions.save(function)
 
     def save_mesh(self, mesh):
         """A checkpoint of a mesh's coordinates. Firedrake's tape makes one in every timestep.

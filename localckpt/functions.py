@@ -17,6 +17,7 @@ from mpi4py import MPI
 from pyop2 import op2
 from xxhash import xxh3_128_digest
 
+from localckpt._errors import CheckpointError, StorageError
 from localckpt._vecfile import VecFile
 
 SCALAR = np.dtype(ScalarType)
@@ -123,7 +124,8 @@ class FunctionStore:
 
         Raises
         ------
-        StorageError
+        CheckpointError
+            If there is no place left for it, and at every use of the store from then on.
         ValueError
             If the store's communicator has ranks that the mesh's lacks.
         """
@@ -133,7 +135,17 @@ class FunctionStore:
         dtype = dat.dtype
         halo = getattr(dat, "halo_valid", True)  # the same on every rank
         # Not data_ro_with_halos, which would exchange stale halos.
-        rows = [self._put(part, d._data, halo, dtype) for part, d in zip(parts, dat)]
+        try:
+            rows = [self._put(part, d._data, halo, dtype) for part, d in zip(parts, dat)]
+        except CheckpointError as exc:
+            self.store.failure = exc
+            raise
+        except StorageError as exc:
+            self.store.failure = lost = CheckpointError(
+                f"rank {V.comm.rank} on {MPI.Get_processor_name()} cannot store a checkpoint of {function.name()!r}: "
+                f"{exc.cause}; {sum(d._data.nbytes for d in dat)} bytes wanted, {self.store.last.free} free",
+                exc.file, exc.dataset, exc.rank, exc.errno)
+            raise lost from None  # its cause is in its words
         return SavedFunction(self.store, rows, parts, halo, dtype, V, type(function), function.name(),
                              function.count())
 

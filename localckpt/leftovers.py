@@ -10,7 +10,6 @@ import fcntl
 import os
 import shutil
 import socket
-import stat
 import tempfile
 import time
 from dataclasses import dataclass
@@ -58,25 +57,26 @@ def make(parent, files=(), keep=False):
     """
     while True:
         path = tempfile.mkdtemp(prefix=f"{KEPT if keep else PREFIX}{socket.gethostname()}_", dir=parent)
-        lock = None
         try:
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _locks[path] = lock, os.getpid()
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:
+                pass  # no locks on this filesystem, and nothing on it is ever taken for dead
             if os.path.samestat(os.fstat(lock), os.stat(path)):
-                break
+                for name in files:
+                    os.close(os.open(os.path.join(path, name), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC,
+                                     0o600))
+                return path
         except (FileNotFoundError, BlockingIOError):
-            pass
+            pass  # a cleaner was here between the making and the locking
         except OSError:
-            break  # no locks on this filesystem, and nothing on it is ever taken for dead
-        # A cleaner was here between the making and the locking.
-        if lock is not None:
-            os.close(lock)
-        with contextlib.suppress(OSError):
-            os.rmdir(path)
-    _locks[path] = lock, os.getpid()
-    for name in files:
-        os.close(os.open(os.path.join(path, name), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-    return path
+            remove(path)
+            raise
+        remove(path)
 
 
 def remove(path):
@@ -84,6 +84,8 @@ def remove(path):
     lock, process = _locks.get(path, (None, os.getpid()))
     if process != os.getpid():
         return
+    with contextlib.suppress(OSError):
+        os.rmdir(path)  # takes no descriptor, of which there may be none left
     shutil.rmtree(path, ignore_errors=True)
     _locks.pop(path, None)
     if lock is not None:
@@ -118,8 +120,12 @@ def find(parent):
     -------
     list of Folder
     """
-    found = []
-    for entry in os.scandir(parent):
+    found: list[Folder] = []
+    try:
+        entries = list(os.scandir(parent))
+    except OSError:  # a folder that one may write to, but not look into
+        return found
+    for entry in entries:
         if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False):
             nbytes, why, lock = 0, "", None
             try:
@@ -138,8 +144,13 @@ def find(parent):
     return sorted(found, key=lambda folder: folder.path)
 
 
-def remove_dead(parent):
-    """Remove what dead runs have left in `parent`.
+def remove_dead(folders):
+    """Remove those that nobody needs, and still nobody does.
+
+    Parameters
+    ----------
+    folders : list of Folder
+        From :func:`find`.
 
     Returns
     -------
@@ -147,14 +158,13 @@ def remove_dead(parent):
         Those that were removed.
     """
     removed = []
-    for folder in find(parent):
-        if not folder.why:
-            why, lock = _claim(folder.path)
-            if lock is not None:
-                shutil.rmtree(folder.path, ignore_errors=True)
-                os.close(lock)
-                if not os.path.exists(folder.path):
-                    removed.append(folder)
+    for folder in folders:
+        why, lock = _claim(folder.path)
+        if lock is not None:
+            shutil.rmtree(folder.path, ignore_errors=True)
+            os.close(lock)
+            if not os.path.exists(folder.path):
+                removed.append(folder)
     return removed
 
 
@@ -173,8 +183,7 @@ def _claim(path):
         return str(exc), None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        mine = os.fstat(lock)
-        if mine.st_uid == os.getuid() and stat.S_ISDIR(mine.st_mode):
+        if os.fstat(lock).st_uid == os.getuid():
             return "", lock
         why = "of another user"
     except BlockingIOError:

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import weakref
 from dataclasses import dataclass
 from math import inf
 
@@ -13,7 +14,7 @@ from petsc4py import PETSc
 from localckpt import leftovers
 
 __all__ = ["Place", "Tier", "Watch", "agree", "announce", "choose_engine", "choose_place", "choose_tiers",
-           "make_folder"]
+           "make_folder", "next_folder"]
 
 log = logging.getLogger("localckpt")
 
@@ -143,7 +144,7 @@ class Watch:
         self.ranks = ranks
         self.rank = rank
         self.written = 0
-        self.first = {store: self.room(store)}  # what each tier had at first
+        self.first = weakref.WeakKeyDictionary({store: self.room(store)})  # what each tier had at first
 
     def room(self, store):
         """Bytes for this rank, if the others on the node take as many."""
@@ -210,7 +211,7 @@ def announce(place, comm, node):
         if message.partition("),")[0] not in said:
             said.add(message.partition("),")[0])
             log.log(level, message)
-        dead = leftovers.remove_dead(place.path)
+        dead = leftovers.remove_dead(leftovers.find(place.path))
         if dead:
             log.info("%s: %d folders of runs that are dead removed from %s, %.3g MB", MPI.Get_processor_name(),
                      len(dead), place.path, sum(folder.nbytes for folder in dead) / 1e6)
@@ -220,27 +221,7 @@ said: set[str] = set()
 
 
 def make_folder(comm, parent, files=(), keep=False):
-    """A new folder of comm's own in `parent`, for nobody else to read. Collective on `comm`.
-
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Intracomm
-    parent : str
-    files : sequence of str, optional
-        Names of empty files to make in it.
-    keep : bool, optional
-        Never take it for a leftover.
-
-    Returns
-    -------
-    str
-        Its path, on every rank.
-
-    Raises
-    ------
-    OSError
-        Rank 0's reason for having none, on every rank.
-    """
+    """What rank 0 gets from :func:`localckpt.leftovers.make`, or its error, on every rank. Collective on `comm`."""
     made = error = None
     if comm.rank == 0:
         try:
@@ -249,6 +230,36 @@ def make_folder(comm, parent, files=(), keep=False):
             error = exc
     agree(comm, error)
     return comm.bcast(made)
+
+
+def next_folder(comm, tiers, files=(), keep=False):
+    """A new folder in the first tier that takes one. Collective on `comm`.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm
+    tiers : list of Tier
+        Loses those that were tried.
+    files, keep
+        See :func:`localckpt.leftovers.make`.
+
+    Returns
+    -------
+    str, Tier
+
+    Raises
+    ------
+    OSError
+        The last tier's reason, on every rank.
+    """
+    while True:
+        tier = tiers.pop(0)
+        try:
+            return make_folder(comm, tier.path, files, keep), tier
+        except OSError as exc:
+            if not tiers:
+                raise
+            log.warning("%s: no checkpoints to %s: %s", MPI.Get_processor_name(), tier.path, exc)
 
 
 def agree(comm, error):

@@ -1,7 +1,6 @@
 """Arrays on disk, stored once however often they are saved."""
 
 import os
-import shutil
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
@@ -16,7 +15,7 @@ from localckpt import leftovers
 from localckpt._errors import CheckpointError, ChecksumMismatch
 from localckpt._vecfile import VecFile
 from localckpt.engines import DirectEngine, ViewerEngine
-from localckpt.places import Place, choose_engine, log
+from localckpt.places import Place, choose_engine, log, next_folder
 
 __all__ = ["Store", "Stored"]
 
@@ -187,26 +186,26 @@ class Store:
 
     def _following(self, cause):
         """The store that takes what this one cannot. Not collective."""
-        tiers = iter(self.tiers)
+        tiers = list(self.tiers)
         while self._next is None:
-            tier = next(tiers, None)
-            if tier is None:
+            if not tiers:
                 raise cause
+            folder, tier = next_folder(MPI.COMM_SELF, tiers, keep=not self.cleanup)
+            place = Place.at(tier.path)
+            store = Store(MPI.COMM_SELF, os.path.join(folder, "current.h5"), self.cleanup,
+                          choose_engine(MPI.COMM_SELF, place), limit=tier.limit, tiers=tiers)
             try:
-                folder = leftovers.make(tier.path, keep=not self.cleanup)
-                place = Place.at(tier.path)
-                store = Store(MPI.COMM_SELF, os.path.join(folder, "current.h5"), self.cleanup,
-                              choose_engine(MPI.COMM_SELF, place), limit=tier.limit, tiers=list(tiers))
                 store._open()
-                if self.cleanup:
-                    leftovers.remove(folder)
             except OSError as exc:
                 log.warning("%s: no checkpoints to %s: %s", MPI.Get_processor_name(), tier.path, exc)
                 cause = exc
-            else:
-                log.warning("%s: %s; what cannot be stored there goes to %s (%s, %.1f GB free)",
-                            MPI.Get_processor_name(), cause, place.path, place.filesystem, place.free / 1e9)
-                self._next = store
+                leftovers.remove(folder)
+                continue
+            if self.cleanup:
+                leftovers.remove(folder)  # the file in it is unlinked
+            log.warning("%s: %s; what cannot be stored there goes to %s (%s, %.1f GB free)",
+                        MPI.Get_processor_name(), cause, place.path, place.filesystem, place.free / 1e9)
+            self._next = store
         return self._next
 
     @property
@@ -216,10 +215,12 @@ class Store:
 
     @property
     def free(self):
-        """int: free bytes of the disk. Not collective."""
-        if self._engine is None:
-            return shutil.disk_usage(os.path.dirname(self.path)).free
-        disk = os.fstatvfs(self._engine.file.descriptor.fileno())
+        """int: free bytes of the disk, none where the folder is gone. Not collective."""
+        try:
+            disk = (os.statvfs(os.path.dirname(self.path)) if self._engine is None else
+                    os.fstatvfs(self._engine.file.descriptor.fileno()))
+        except OSError:
+            return 0
         return disk.f_bavail * disk.f_frsize
 
     @property

@@ -193,6 +193,17 @@ def test_disk_space_is_reserved_when_rows_are_made(shared_tmp):
 
 
 @pytest.mark.parallel([1, 2, 3])
+def test_rows_beyond_the_room_are_an_error_on_every_rank(shared_tmp, raises_everywhere):
+    path, array = shared_tmp / "rows.h5", np.ones(10 + WORLD.rank)
+    row = WORLD.allreduce(array.nbytes)
+    with VecFile(WORLD, str(path), "w") as file:
+        with raises_everywhere(TransferError, match="Disk quota exceeded"):
+            file.create_rows("none", 5, array, room=row - 1)
+        assert file.create_rows("two", 5, array, room=3*row - 1)[2] == 2
+        assert file.names() == ["two"]
+
+
+@pytest.mark.parallel([1, 2, 3])
 @pytest.mark.parametrize("own", [5 + WORLD.rank, 7 * (WORLD.rank == 0)], ids=["all", "rank 0 alone"])
 def test_a_row_is_a_timestep_to_petsc(shared_tmp, own):
     path = str(shared_tmp / "rows.h5")

@@ -71,11 +71,12 @@ assert checkpointer.dirname.startswith(big)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks, layout", LAYOUTS)
 @pytest.mark.parametrize("engine", ["direct", "viewer"])
-def test_a_limit_is_kept(run, ranks, engine):
+def test_a_limit_is_kept(run, ranks, layout, engine):
     done = run(f"""
-checkpointer, functional = recorded(checkpoint_dir=[small, big], engine={engine!r})
+checkpointer, functional = recorded(checkpoint_dir=[small, big], engine={engine!r},
+                                    checkpoint_comm=MPI.COMM_SELF if {layout!r} == "own" else comm)
 evaluate(functional)
 store = checkpointer._functions.store
 assert store.last is not store and 0 <= store.left, store.left

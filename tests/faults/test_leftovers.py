@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import stat
@@ -96,7 +97,7 @@ def test_another_users_folder_stays(tmp_path):
         os.chown(folder, 12345, 12345)
         found = leftovers.find(tmp_path)[0]
         assert found.why == "of another user"
-    assert leftovers.remove_dead(tmp_path) == ([] if os.getuid() == 0 else [found])
+    assert leftovers.remove_dead(leftovers.find(tmp_path)) == ([] if os.getuid() == 0 else [found])
 
 
 def test_a_link_is_not_followed(tmp_path):
@@ -147,13 +148,34 @@ end = time.monotonic() + 4
 while time.monotonic() < end:
     mine.append(leftovers.make(sys.argv[1], ["init.h5"]))
     assert os.path.exists(mine[-1] + "/init.h5")
-    leftovers.remove_dead(sys.argv[1])
+    leftovers.remove_dead(leftovers.find(sys.argv[1]))
     assert all(map(os.path.exists, mine))
     if len(mine) > 5:
         leftovers.remove(mine.pop(0))
 """
     done = run_script(code, tmp_path, ranks=4)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_that_could_not_be_locked_is_not_left(tmp_path):
+    first, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
+    used = []
+    try:
+        while len(used) < first:  # there may be gaps
+            used.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        with pytest.raises(OSError, match="Too many open files"):
+            leftovers.make(str(tmp_path))
+    finally:
+        for number in used:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first, hard))
+    assert os.listdir(tmp_path) == []
+
+
+def test_where_nobody_can_look_there_is_nothing_to_remove(tmp_path):
+    assert clean(tmp_path / "missing", "--yes") == (0, f"nothing in {tmp_path / 'missing'}\n")
 
 
 @pytest.mark.parametrize("umask", [0, 0o77])

@@ -89,6 +89,17 @@ check(again)
     assert said.count("second") == max(1, ranks)
 
 
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_next_tier_that_fails_too_leaves_no_folder(run, ranks):
+    said = run("""
+found = attempt(save)
+assert {kind for kind, words in found} == {"TransferError"}, found
+assert all("/second/" in words for kind, words in found), found
+assert os.listdir(os.path.join(folder, "second")) == []
+""", f"pwrite {errno.EIO} {WHEN['pwrite']} {EVERY} .data", ranks, tiers="two")
+    assert said.count("no checkpoints to") == max(1, ranks)
+
+
 def test_one_rank_alone_goes_on_in_the_next_tier(run):
     said = run("""
 rows = save()
