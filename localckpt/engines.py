@@ -86,20 +86,21 @@ class DirectEngine:
         room = (self.limit - self.taken) * size
         try:
             try:
-                first, stride, rows = self.file.create_rows(name, more(pool.rows), array, room=room)
+                made = self.file.create_rows(name, more(pool.rows), array, room=room, checksums=not self.recycle)
             except OSError as exc:
                 if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 # No room for so many; for one, perhaps.
-                first, stride, rows = self.file.create_rows(name, 1, array, room=room)
+                made = self.file.create_rows(name, 1, array, room=room, checksums=not self.recycle)
             if not self.recycle:
                 self.file.flush()  # a file to keep is an HDF5 file whatever happens next
         except OSError as exc:
             self.full = exc
             raise
+        first, stride, rows, checksums = made
         self.taken += stride * rows // size
         self.pools[key] = pool
-        pool.add(first, stride, rows)
+        pool.add(first, stride, rows, checksums, 8 * size)
         pool.due = rows
         return pool
 

@@ -9,12 +9,13 @@ nor HDF5 is involved.
 import os
 
 import numpy as np
+from xxhash import xxh3_64_intdigest
 
 cimport cython
 from cpython.buffer cimport (PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release,
                              PyObject_GetBuffer)
 from libc.errno cimport EAGAIN, EINTR, EIO, errno
-from libc.stdint cimport int64_t
+from libc.stdint cimport INT64_MAX, int64_t
 from posix.mman cimport MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.types cimport off_t
 from posix.unistd cimport _SC_PAGESIZE, close, pread, pwrite, sysconf, usleep
@@ -126,6 +127,7 @@ cdef class Pool:
     cdef readonly str name
     cdef bytes what         # the same for a signal handler
     cdef list offsets       # of the free rows, the next one last
+    cdef dict checksums     # offset of a row -> where its checksum is
     cdef bint recycle
     cdef readonly int rows  # in all
     cdef public int due     # saves until several ranks agree again
@@ -136,16 +138,22 @@ cdef class Pool:
         self.name = str(name)
         self.what = f"dataset {name!r} of file {file.path!r}".encode(errors="replace")
         self.offsets = []
+        self.checksums = {}
 
     @property
     def free(self):
         """int: rows that are free."""
         return len(self.offsets)
 
-    def add(self, int64_t first, int64_t stride, int count):
-        """Add `count` rows, `stride` bytes apart, the first one at `first`."""
+    def add(self, int64_t first, int64_t stride, int count, checksums=None, int64_t apart=8):
+        """Add `count` rows, `stride` bytes apart, the first one at `first`.
+
+        Where `checksums` is given, so are those of what is written to them, `apart` bytes apart.
+        """
         self.offsets[:0] = [first + i * stride for i in range(count - 1, -1, -1)]
         self.rows += count
+        if checksums is not None:
+            self.checksums.update((first + i * stride, checksums + i * apart) for i in range(count))
 
     def claim(self):
         """A free Row, or None."""
@@ -181,7 +189,14 @@ cdef class Row:
         ------
         TransferError
         """
+        cdef int64_t number
+        cdef int status
         self.transfer(array, PyBUF_C_CONTIGUOUS, True)
+        if self.offset in self.pool.checksums:
+            number = xxh3_64_intdigest(array) & INT64_MAX
+            status = move(self.pool.file.fd, <char*> &number, sizeof(number), self.pool.checksums[self.offset], True)
+            if status:
+                raise failure(self.pool, status, "writing the checksum of", array.nbytes)
 
     def read(self, array):
         """Fill `array`. Not collective.

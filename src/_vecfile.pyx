@@ -99,7 +99,7 @@ cdef bint check_old(Handle handle, bytes path, tuple shape, object dtype, bint c
     return False
 
 
-cdef Dataset contiguous(Handle handle, bytes path, tuple shape, object dtype):
+cdef Dataset contiguous(Handle handle, bytes path, tuple shape, object dtype, bint zeros=False):
     """A new dataset at its final place in the file, its disk space reserved. Collective."""
     cdef Dataset dataset = Dataset()
     cdef hsize_t dims[MAXDIM]
@@ -114,7 +114,8 @@ cdef Dataset contiguous(Handle handle, bytes path, tuple shape, object dtype):
     properties = CHKH5(H5Pcreate(H5P_DATASET_CREATE))
     CHKH5(H5Pset_layout(properties, H5D_CONTIGUOUS))
     CHKH5(H5Pset_alloc_time(properties, H5D_ALLOC_TIME_EARLY))
-    CHKH5(H5Pset_fill_time(properties, H5D_FILL_TIME_NEVER))  # nothing is written until somebody does
+    if not zeros:
+        CHKH5(H5Pset_fill_time(properties, H5D_FILL_TIME_NEVER))  # nothing is written until somebody does
     space = CHKH5(H5Screate_simple(len(shape), dims, NULL))
     dataset.id = H5Dcreate2(handle.id, path, h5type(dtype), space, H5P_DEFAULT, properties, H5P_DEFAULT)
     H5Sclose(space)
@@ -131,7 +132,7 @@ cdef Dataset contiguous(Handle handle, bytes path, tuple shape, object dtype):
     return dataset
 
 
-cdef int check_fit(Handle handle, Dataset dataset, tuple sizes, object dtype) except -1:
+cdef int check_fit(Handle handle, Dataset dataset, tuple sizes, object dtype, object timestep) except -1:
     """Whether arrays of these sizes and this dtype are what was written."""
     wanted = "complex" if dtype.kind == "c" else "integer" if dtype.kind in "iu" else "real"
     stored = ("complex" if dataset.is_complex else "integer" if H5Tget_class(dataset.type) == H5T_INTEGER else
@@ -141,8 +142,15 @@ cdef int check_fit(Handle handle, Dataset dataset, tuple sizes, object dtype) ex
     if (H5Tget_size(dataset.type) > H5Tget_size(h5type(dtype))
             or wanted == "integer" and H5Tget_sign(dataset.type) != H5Tget_sign(h5type(dtype))):
         raise LayoutMismatch(f"{dtype} does not hold the numbers that are stored")
-    if dataset.entries() != sum(sizes):
-        raise LayoutMismatch(f"stored are {dataset.entries()} entries, to be read are {sum(sizes)}")
+    steps = 1
+    if timestep is not None:
+        if not dataset.attribute(b"timestepping", 0):
+            raise LayoutMismatch("there are no timesteps in this dataset")
+        steps = dataset.dims[0]
+        if not 0 <= timestep < steps:
+            raise LayoutMismatch(f"there is no timestep {timestep} among {steps}")
+    if dataset.entries() != steps * sum(sizes):
+        raise LayoutMismatch(f"stored are {dataset.entries() // steps} entries, to be read are {sum(sizes)}")
     if dataset.layout >= 0:
         written = layout_sizes(handle, dataset.layout)
         if len(written) != len(sizes):
@@ -152,7 +160,7 @@ cdef int check_fit(Handle handle, Dataset dataset, tuple sizes, object dtype) ex
                 raise LayoutMismatch(f"{then} entries were written by rank {rank}, "
                                      f"which is to read {now}", rank=rank)
     row = 1
-    for i in range(1, dataset.ndims):
+    for i in range(1 if timestep is None else 2, dataset.ndims):
         row *= dataset.dims[i]
     row //= 2 if dataset.is_complex else 1
     if row > 1 and any(n % row for n in sizes):
@@ -233,8 +241,9 @@ cdef int write_entries(Handle handle, object name, object array, long long row, 
     return 0
 
 
-cdef tuple create_rows(Handle handle, object name, int rows, long long limit, object room, object array):
-    cdef Dataset dataset
+cdef tuple create_rows(Handle handle, object name, int rows, long long limit, object room, object array,
+                       bint checksums):
+    cdef Dataset dataset, table
     sizes = prepare(handle, "write", name, array.size, 1, array.dtype, None)
     stride = sum(sizes) * array.itemsize
     rows = max(1, min(rows, int(min(limit, room)) // max(1, stride)))
@@ -243,31 +252,53 @@ cdef tuple create_rows(Handle handle, object name, int rows, long long limit, ob
                             handle.path, name, errno=_errno.EDQUOT)
     error = None
     try:
-        dataset = contiguous(handle, encode(name), (rows, sum(sizes)), array.dtype)
+        if checksums:
+            make_group(handle, CHECKSUMS)
+            beside = CHECKSUMS + b"/" + encode(name)
+            table = contiguous(handle, beside, (rows, handle.size), np.dtype(np.int64), True)
+        try:
+            dataset = contiguous(handle, encode(name), (rows, sum(sizes)), array.dtype)
+        except StorageError:
+            if checksums:
+                H5Ldelete(handle.id, beside, H5P_DEFAULT)
+            raise
         dataset.mark(b"timestepping", 1, H5T_NATIVE_INT32)  # PETSc's own mark: VecLoad finds its way
+        dataset.mark(ROW_CHECKSUMS, checksums, H5T_NATIVE_INT32)
         dataset.mark(LAYOUT, layout_number(handle, sizes), H5T_NATIVE_INT32)
     except Exception as exc:
         error = blame(handle, exc, name)
     handle.settle(error)
     first = H5Dget_offset(dataset.id) + sum(sizes[:handle.rank]) * array.itemsize if stride else 0
-    return first, stride, rows
+    return first, stride, rows, H5Dget_offset(table.id) + 8 * handle.rank if checksums else None
 
 
-cdef int read_entries(Handle handle, object name, void* data, long long n, object dtype, object error) except -1:
+cdef int read_entries(Handle handle, object name, void* data, long long n, object dtype, object error,
+                      object timestep) except -1:
     cdef Dataset dataset = Dataset()
+    cdef Dataset table = Dataset()
     cdef hid_t type
-    cdef long long first
+    cdef long long first, step
+    cdef int64_t stored = -1
+    cdef bytes path
     log_begin(LOAD)
     try:
-        sizes = prepare(handle, "read", name, n, 1, dtype, error)
+        sizes = prepare(handle, "read" if timestep is None else f"read {timestep}", name, n, 1, dtype, error)
         error = None
         try:
-            dataset.open(handle, find(handle, name))
-            check_fit(handle, dataset, sizes, np.dtype(dtype))
+            path = find(handle, name)
+            dataset.open(handle, path)
+            check_fit(handle, dataset, sizes, np.dtype(dtype), timestep)
             type = h5type(dtype)
             first = sum(sizes[:handle.rank])
+            step = -1 if timestep is None else timestep
             with nogil:
-                dataset.move(type, handle.dxpl, data, first, n, False)
+                dataset.move(type, handle.dxpl, data, first, n, False, step)
+            if step >= 0 and dataset.attribute(ROW_CHECKSUMS, 0):
+                table.open(handle, CHECKSUMS + b"/" + path)
+                table.move(H5T_NATIVE_INT64, H5P_DEFAULT, &stored, handle.rank, 1, False, step)
+                if stored != digest(data, n * dtype.itemsize, 0):
+                    raise ChecksumMismatch(f"what was read of timestep {step} is not what was stored" if stored else
+                                           f"nothing was stored as timestep {step}", rank=handle.rank)
         except Exception as exc:
             error = blame(handle, exc, name)
         handle.settle(error)
@@ -371,7 +402,7 @@ cdef class VecFile:
     cdef int read_scalars(self, object name, void* data, long long n) except -1:
         cdef Handle handle = enter(self)
         try:
-            return read_entries(handle, name, data, n, SCALAR, None)
+            return read_entries(handle, name, data, n, SCALAR, None, None)
         finally:
             end_capture()
 
@@ -458,7 +489,7 @@ cdef class VecFile:
 
     # ------------------------------------------------------------------ reading
 
-    def read(self, name, vec):
+    def read(self, name, vec, *, timestep=None):
         """Fill `vec` with what is stored under `name`.
 
         Collective on the file's communicator.  The bytes land once, in the Vec's own
@@ -469,6 +500,8 @@ cdef class VecFile:
         name : str
         vec : petsc4py.PETSc.Vec
             Partitioned like the one that was written.
+        timestep : int, optional
+            Which row to read of a dataset with the attribute ``timestepping``.
 
         Raises
         ------
@@ -477,7 +510,7 @@ cdef class VecFile:
 
         See Also
         --------
-        petsc.VecLoad
+        petsc.VecLoad, petsc.PetscViewerHDF5SetTimestep
         """
         cdef PetscVec v = NULL
         cdef PetscInt n = 0
@@ -492,14 +525,14 @@ cdef class VecFile:
             except Exception as exc:
                 error = exc
             try:
-                read_entries(handle, name, data, n, SCALAR, error)
+                read_entries(handle, name, data, n, SCALAR, error, timestep)
             finally:
                 if data != NULL:
                     VecRestoreArrayWrite(v, &data)
         finally:
             end_capture()
 
-    def read_array(self, name, array):
+    def read_array(self, name, array, *, timestep=None):
         """Fill `array` with this rank's part of what is stored under `name`.
 
         Collective on the file's communicator.
@@ -509,6 +542,8 @@ cdef class VecFile:
         name : str
         array : numpy.ndarray
             C-contiguous and writeable, of as many entries as were written here.
+        timestep : int, optional
+            As for :meth:`read`.
 
         Raises
         ------
@@ -526,11 +561,11 @@ cdef class VecFile:
                 h5type(array.dtype)
             except Exception as exc:
                 error, array = exc, np.empty(0, SCALAR)
-            read_entries(handle, name, <void*> data, array.size, array.dtype, error)
+            read_entries(handle, name, <void*> data, array.size, array.dtype, error, timestep)
         finally:
             end_capture()
 
-    def create_rows(self, name, rows, array, *, limit=2**28, room=float("inf")):
+    def create_rows(self, name, rows, array, *, limit=2**28, room=float("inf"), checksums=False):
         """Make a dataset for arrays like `array`, one in each row, at its final place in the file.
 
         Collective on the file's communicator.  Nothing is written: each rank moves its own
@@ -547,6 +582,8 @@ cdef class VecFile:
             Make fewer rows, but at least one, where they would take more bytes than this.
         room : float, optional
             Bytes that all rows of all ranks may take at most, the same on every rank.
+        checksums : bool, optional
+            Make a place for checksums of the rows, too, which reading a row verifies.
 
         Returns
         -------
@@ -555,6 +592,8 @@ cdef class VecFile:
         stride : int
             Bytes from one row to the next.
         rows : int
+        checksums : int or None
+            Where the checksum of this rank's part of row 0 is.
 
         Raises
         ------
@@ -563,7 +602,7 @@ cdef class VecFile:
         """
         cdef Handle handle = enter(self)
         try:
-            return create_rows(handle, name, rows, limit, room, array)
+            return create_rows(handle, name, rows, limit, room, array, checksums)
         finally:
             end_capture()
 

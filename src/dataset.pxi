@@ -1,8 +1,10 @@
 # Names, datasets and layouts inside a file. Part of _vecfile.pyx.
 
-cdef bytes LAYOUTS = b"%layouts"         # no encoded name starts like this
+cdef bytes LAYOUTS = b"%layouts"         # no encoded name starts like these
+cdef bytes CHECKSUMS = b"%checksums"     # of rows, one for each rank
 cdef bytes LAYOUT = b"localckpt_layout"  # attribute of a dataset: its number in there
 cdef bytes CHECKSUM = b"localckpt_checksum"
+cdef bytes ROW_CHECKSUMS = b"localckpt_row_checksums"  # whether there are any
 
 
 cdef int64_t digest(const void* data, size_t nbytes, int seed):
@@ -118,21 +120,23 @@ cdef class Dataset:
         return n // 2 if self.is_complex else n
 
     cdef int move(self, hid_t type, hid_t dxpl, void* data, long long first, long long n,
-                  bint writing) except -1 nogil:
-        """Move entries [first, first + n) between data and the file, in whole rows."""
+                  bint writing, long long step=-1) except -1 nogil:
+        """Move entries [first, first + n), of a timestep, between data and the file, in whole rows."""
         cdef hsize_t start[MAXDIM]
         cdef hsize_t count[MAXDIM]
         cdef hsize_t row = 1, reals
         cdef hid_t memory
         cdef herr_t status
-        cdef int i
+        cdef int i, axis = step >= 0
         reals = <hsize_t> n * (2 if self.is_complex else 1)
-        for i in range(1, self.ndims):
+        start[0] = <hsize_t> step
+        count[0] = 1
+        for i in range(axis + 1, self.ndims):
             start[i] = 0
             count[i] = self.dims[i]
             row *= self.dims[i]
-        start[0] = (<hsize_t> first * (2 if self.is_complex else 1)) // row if row else 0
-        count[0] = reals // row if row else 0
+        start[axis] = (<hsize_t> first * (2 if self.is_complex else 1)) // row if row else 0
+        count[axis] = reals // row if row else 0
         memory = CHKH5(H5Screate_simple(1, &reals, NULL))
         if reals == 0:
             status = H5Sselect_none(self.space)
@@ -185,7 +189,7 @@ cdef hid_t h5type(object dtype) except? -1:
 
 cdef bint is_dataset(Handle handle, bytes path) except -1:
     cdef hid_t thing
-    if (b"\0" in path or path.strip(b"/").startswith(LAYOUTS) or not exists(handle.id, path)
+    if (b"\0" in path or path.strip(b"/").startswith((LAYOUTS, CHECKSUMS)) or not exists(handle.id, path)
             or H5Oexists_by_name(handle.id, path, H5P_DEFAULT) <= 0):  # a link to nothing
         return False
     thing = open_object(handle, path)
@@ -218,19 +222,22 @@ cdef tuple layout_sizes(Handle handle, int32_t number):
     return handle.layouts[number]
 
 
+cdef int make_group(Handle handle, bytes name) except -1:
+    """Have such a group. Collective."""
+    H5Oclose(open_object(handle, name) if exists(handle.id, name) else
+             CHKH5(H5Gcreate2(handle.id, name, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT)))
+    return 0
+
+
 cdef int layout_number(Handle handle, tuple sizes) except -1:
     """The number of the layout with these sizes, recorded if it is new. Collective."""
     cdef Dataset table
-    cdef hid_t space, group
+    cdef hid_t space
     cdef hsize_t n = len(sizes)
     cdef int64_t[::1] values
     if sizes in handle.layouts:
         return handle.layouts[sizes]
-    if exists(handle.id, LAYOUTS):
-        group = open_object(handle, LAYOUTS)
-    else:
-        group = CHKH5(H5Gcreate2(handle.id, LAYOUTS, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT))
-    H5Oclose(group)
+    make_group(handle, LAYOUTS)
     number = 0
     while exists(handle.id, LAYOUTS + b"/%d" % number):  # of an earlier opening of this file
         if layout_sizes(handle, number) == sizes:

@@ -3,17 +3,6 @@
 
 from libc.stdint cimport int64_t
 
-cdef extern from *:
-    """
-    #include <hdf5.h>
-    #if H5_VERSION_GE(1, 10, 2)
-      #define CHECKED_FORMAT H5F_LIBVER_V18  /* a later one could not be read while, or after, it is open for writing */
-    #else
-      #define CHECKED_FORMAT H5F_LIBVER_LATEST
-    #endif
-    """
-    int CHECKED_FORMAT
-
 cdef extern from "hdf5.h" nogil:
     ctypedef int64_t hid_t
     ctypedef int herr_t
@@ -31,8 +20,7 @@ cdef extern from "hdf5.h" nogil:
     H5T_class_t H5T_INTEGER
     int H5F_SCOPE_GLOBAL, H5S_SELECT_SET, H5S_SCALAR, H5E_WALK_UPWARD
     int H5_INDEX_NAME, H5_ITER_NATIVE, H5FD_MPIO_COLLECTIVE
-    unsigned H5F_ACC_TRUNC
-    hid_t H5P_DATASET_XFER, H5P_DATASET_CREATE, H5P_FILE_ACCESS
+    hid_t H5P_DATASET_XFER, H5P_DATASET_CREATE
     int H5D_CHUNKED, H5D_CONTIGUOUS, H5D_ALLOC_TIME_EARLY, H5D_FILL_TIME_NEVER
     hid_t H5T_NATIVE_FLOAT, H5T_NATIVE_DOUBLE, H5T_NATIVE_UINT8
     hid_t H5T_NATIVE_INT8, H5T_NATIVE_INT16, H5T_NATIVE_INT32, H5T_NATIVE_INT64
@@ -49,10 +37,7 @@ cdef extern from "hdf5.h" nogil:
     herr_t H5Ewalk2(hid_t, int, H5E_walk2_t, void*)
     herr_t H5Eclear2(hid_t)
     # H5F, H5G, H5O, H5I
-    hid_t H5Fcreate(const char*, unsigned, hid_t, hid_t)
     herr_t H5Fflush(hid_t, int)
-    Py_ssize_t H5Fget_file_image(hid_t, void*, size_t)
-    herr_t H5Fclose(hid_t)
     hid_t H5Gcreate2(hid_t, const char*, hid_t, hid_t, hid_t)
     htri_t H5Oexists_by_name(hid_t, const char*, hid_t)
     hid_t H5Oopen(hid_t, const char*, hid_t)
@@ -93,8 +78,6 @@ cdef extern from "hdf5.h" nogil:
     # H5P
     hid_t H5Pcreate(hid_t)
     herr_t H5Pset_dxpl_mpio(hid_t, int)
-    herr_t H5Pset_fapl_core(hid_t, size_t, bint)
-    herr_t H5Pset_libver_bounds(hid_t, int, int)
     herr_t H5Pclose(hid_t)
     int H5Pget_layout(hid_t)
     herr_t H5Pset_layout(hid_t, int)

@@ -8,6 +8,7 @@ MORE = 1
 DAMAGE = """
 import random, resource
 from localckpt import StorageError
+from localckpt._rows import Pool
 
 good, bad, kind = sys.argv[1:]
 draw = np.random.default_rng(1)
@@ -16,9 +17,15 @@ data = {
     "integers": np.arange(-20, 20, dtype="i2"), "complex": (draw.random(7) + 1j).astype("c8"),
     "a/b": np.arange(30), "other size": draw.random(11), "empty": np.empty(0, "u1"), "same size": draw.random(24),
 }
+steps = draw.random((3, 12))
 with VecFile(comm, good, "w") as file:
     for name, array in data.items():
         file.write_array(name, array)
+    pool = Pool(file.descriptor, False)
+    first, stride, count, checksums = file.create_rows("steps", 3, steps[0], checksums=True)
+    pool.add(first, stride, count, checksums)
+    for step in steps:
+        pool.claim().write(step)
 content = open(good, "rb").read()
 assert 10_000 < len(content) < 20_000
 
@@ -43,17 +50,19 @@ def outcomes():
         assert result == expected, (result, expected)
         return "right"
 
-    def read(name):
-        back = np.full_like(data[name], 77)
-        file.read_array(name, back)
+    def read(name, like, **timestep):
+        back = np.full_like(like, 77)
+        file.read_array(name, back, **timestep)
         return back.tobytes()
 
     with VecFile(comm, bad) as file:
         for _ in range(2):  # what was refused once is not to be had the second time
             for name, array in data.items():
                 yield kept(lambda: file.sizes(name), (array.size, array.size))
-                yield kept(lambda: read(name), array.tobytes())
-            yield kept(file.names, sorted(data))
+                yield kept(lambda: read(name, array), array.tobytes())
+            for i, step in enumerate(steps):
+                yield kept(lambda: read("steps", step, timestep=i), step.tobytes())
+            yield kept(file.names, sorted([*data, "steps"]))
 
 
 bits, n = random.Random(1), 8 * len(content)

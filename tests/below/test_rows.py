@@ -9,7 +9,7 @@ import pytest
 from mpi4py import MPI
 from petsc4py import PETSc
 
-from localckpt import TransferError, VecFile
+from localckpt import ChecksumMismatch, LayoutMismatch, TransferError, VecFile
 from localckpt._rows import Descriptor, Pool, Row
 
 WORLD = MPI.COMM_WORLD
@@ -169,16 +169,16 @@ else:
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def written_rows(path, count, own):
+def written_rows(path, count, own, checksums=False, unused=0):
     """A closed file in which each rank wrote its part of `count` rows by itself."""
     parts = [random(own, seed).astype(PETSc.ScalarType) for seed in range(count)]
     with VecFile(WORLD, str(path), "w") as file:
-        first, stride, rows = file.create_rows("rows", count, parts[0])
-        assert rows == count
+        first, stride, rows, where = file.create_rows("rows", count + unused, parts[0], checksums=checksums)
+        assert rows == count + unused and (where is not None) == checksums
         reserved = os.stat(path).st_blocks * 512
         WORLD.barrier()  # nobody writes before all have looked
         pool = Pool(file.descriptor, True)
-        pool.add(first, stride, rows)
+        pool.add(first, stride, rows, where, 8 * WORLD.size)
         for row, part in zip([pool.claim() for _ in parts], parts):
             row.write(part)
         file.flush()
@@ -219,6 +219,79 @@ def test_a_row_is_a_timestep_to_petsc(shared_tmp, own):
     viewer.destroy()
     with h5py.File(path, driver="sec2") as file:
         assert file["rows"].shape[:2] == (3, vec.size)
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("checksums", [False, True])
+@pytest.mark.parametrize("own", [5 + WORLD.rank, 7 * (WORLD.rank == 0)], ids=["all", "rank 0 alone"])
+def test_a_timestep_is_read_back(shared_tmp, own, checksums, raises_everywhere):
+    path = shared_tmp / "rows.h5"
+    parts, _ = written_rows(path, 3, own, checksums)
+    vec = PETSc.Vec().createMPI((own, None), comm=WORLD)
+    with VecFile(WORLD, path) as file:
+        assert file.names() == ["rows"]
+        for step in (2, 0, 1):
+            file.read("rows", vec, timestep=step)
+            np.testing.assert_array_equal(vec.array_r, parts[step])
+        with raises_everywhere(LayoutMismatch, match="no timestep 3 among 3"):
+            file.read("rows", vec, timestep=3)
+        with raises_everywhere(LayoutMismatch, match="to be read are"):
+            file.read("rows", vec)
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_a_timestep_that_petsc_wrote_is_read(shared_tmp, blocks):
+    path = str(shared_tmp / "petsc.h5")
+    vec = PETSc.Vec().createMPI((blocks * (4 + WORLD.rank), None), bsize=blocks, comm=WORLD)
+    vec.setName("state")
+    viewer = PETSc.ViewerHDF5().create(path, "w", comm=WORLD)
+    viewer.pushTimestepping()
+    for step in range(3):
+        viewer.setTimestep(step)
+        vec.array = random(vec.local_size, step)
+        vec.view(viewer)
+    viewer.destroy()
+    with VecFile(WORLD, path) as file:
+        for step in range(3):
+            file.read("state", vec, timestep=step)
+            np.testing.assert_array_equal(vec.array_r, random(vec.local_size, step))
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_a_timestep_of_a_dataset_without_timesteps_is_an_error(shared_tmp, raises_everywhere):
+    with VecFile(WORLD, shared_tmp / "plain.h5", "w") as file:
+        file.write_array("plain", np.ones(5))
+        with raises_everywhere(LayoutMismatch, match="no timesteps"):
+            file.read_array("plain", np.ones(5), timestep=0)
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_a_damaged_row_is_an_error_on_every_rank(shared_tmp, raises_everywhere):
+    path, own = shared_tmp / "rows.h5", 5 + WORLD.rank
+    written_rows(path, 3, own, checksums=True)
+    if WORLD.rank == 0:
+        with h5py.File(path, "r", driver="sec2") as file:
+            offset = file["rows"].id.get_offset() + file["rows"][0].nbytes + 3
+        with open(path, "r+b") as file:
+            file.seek(offset)
+            byte = file.read(1)[0]
+            file.seek(offset)
+            file.write(bytes([byte ^ 4]))
+    WORLD.barrier()
+    array = np.empty(own, PETSc.ScalarType)
+    with VecFile(WORLD, path) as file:
+        file.read_array("rows", array, timestep=0)
+        with raises_everywhere(ChecksumMismatch, match="timestep 1 is not what was stored"):
+            file.read_array("rows", array, timestep=1)
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_a_row_that_nobody_wrote_is_an_error(shared_tmp, raises_everywhere):
+    written_rows(shared_tmp / "rows.h5", 3, 5, checksums=True, unused=2)
+    with VecFile(WORLD, shared_tmp / "rows.h5") as file:
+        with raises_everywhere(ChecksumMismatch, match="nothing was stored as timestep 4"):
+            file.read_array("rows", np.empty(5, PETSc.ScalarType), timestep=4)
 
 
 def test_a_forked_child_reads_but_does_not_write(file, run_script):
