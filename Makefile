@@ -1,4 +1,4 @@
-# make demo | test | lint | soak | sanitize | python.  Each first installs what is missing (scripts/install-stack).
+# make demo | test | lint | docs | soak | sanitize | python.  Each first installs what is missing (scripts/install-stack).
 # To use an environment of your own instead: make test PYTHON=/path/to/python
 
 PYTHON = $$(scripts/install-stack)
@@ -10,7 +10,7 @@ SOAK = 500
 SHELL = bash
 .SHELLFLAGS = -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test lint soak sanitize python
+.PHONY: demo test lint docs soak sanitize python
 unexport PETSC_DIR PETSC_ARCH PYTHONPATH PYTHONHOME  # of another stack than this one
 
 export OMPI_ALLOW_RUN_AS_ROOT = 1
@@ -62,6 +62,12 @@ lint:
 	PATH="$$(dirname "$$python"):$$PATH" cython-lint src localckpt || result=1
 	"$$python" -m mypy || result=1
 	exit $$result
+
+# The manual, into build/docs; a warning is an error.
+docs:
+	@python="$(PYTHON)"
+	"$$python" -m sphinx -q -W --keep-going docs build/docs
+	echo "the manual is in build/docs/index.html"
 
 # Hundreds of optimisation iterations: memory, descriptors and disk use stay as they are.
 soak:

@@ -16,6 +16,7 @@ from mpi4py import MPI
 from petsc4py import PETSc
 from xxhash import xxh3_64_intdigest
 
+cimport cython
 from cpython.buffer cimport PyBUF_READ
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EFBIG, EINTR, ENOSYS, EOPNOTSUPP, errno
@@ -382,6 +383,7 @@ cdef class VecFile:
     petsc.PetscViewerHDF5Open
     """
 
+    @cython.embedsignature(False)  # Cython's own has the star in the wrong place
     def __init__(self, comm, path, mode="r", *, collective=None):
         if isinstance(comm, PETSc.Comm):
             comm = comm.tompi4py()
