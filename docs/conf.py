@@ -1,8 +1,9 @@
 """How Sphinx builds the manual: ``make docs``."""
 
 import sys
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 sys.argv[1:] = []  # Sphinx has read them; PETSc would as well
 
@@ -14,8 +15,18 @@ author = copyright = "localckpt developers"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 napoleon_google_docstring = False
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "none"  # docstrings have them
 myst_heading_anchors = 2
 html_theme = "alabaster"
 html_theme_options = {"description": "Adjoint checkpoints on node-local disks", "page_width": "1140px",
                       "body_max_width": "none", "fixed_sidebar": True}
+
+
+def setup(app):
+    app.connect("autodoc-process-signature", without_self)
+
+
+def without_self(app, what, name, obj, options, signature, returned):
+    """The signatures that Cython writes into docstrings have one."""
+    return signature and signature.replace("(self, ", "(").replace("(self)", "()"), returned

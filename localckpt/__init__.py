@@ -38,3 +38,7 @@ def __getattr__(name):
     if name not in __all__ and name not in _home:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_home.get(name, "localckpt._errors")), name)
+
+
+def __dir__():
+    return __all__ + list(globals())

@@ -72,7 +72,7 @@ def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
     Raises
     ------
     OSError
-        If no file can be made there, on every rank of `checkpoint_comm`.
+        If no file can be made there, on every rank of `comm`.
     ValueError
         If `checkpoint_comm` has ranks that `comm` lacks.
 

@@ -18,14 +18,19 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCED = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.M | re.S)
+FENCED = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?"
+                    r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.M | re.S)
 SHELL = "sh", "console"
-PROSE = "", "text", "diff"  # and MyST's {directives}
-FOLDERS = "SLURM_TMPDIR", "PBS_JOBFS", "LOCALSCRATCH", "SCRATCH"
+PROSE = "", "text"  # and MyST's {directives}
+FOLDERS = "SLURM_TMPDIR", "PBS_JOBFS", "SCRATCH"
 
 LAUNCHER = """#!/bin/sh
-while [ "${{1#-}}" != "$1" ]; do [ "$1" != -n ] || shift; shift; done
-exec {mpiexec} -n 2 "$@"  # two ranks, however many were asked for
+ranks=1  # where more are asked for than run quickly
+while [ "${{1#-}}" != "$1" ]; do
+    [ "$1" != -n ] || {{ shift; [ "$1" -gt 2 ] || ranks=$1; }}
+    shift
+done
+exec {mpiexec} -n $ranks "$@"
 """
 # The reader's own script, on pages that say how to run one.
 SCRIPT = """
