@@ -74,11 +74,11 @@ def run(tmp_path):
     for name, code in (("mpiexec", LAUNCHER), ("srun", LAUNCHER), ("module", "#!/bin/sh\n")):
         (tools / name).write_text(code.format(mpiexec=shutil.which("mpiexec")))
         (tools / name).chmod(0o755)
-    environment = {**os.environ, **{name: str(tmp_path / name) for name in FOLDERS}, "MPIEXEC_TIMEOUT": "100",
+    environment = {**os.environ, **{name: str(tmp_path / name) for name in FOLDERS}, "MPIEXEC_TIMEOUT": "180",
                    "PATH": os.pathsep.join([str(tools), os.path.dirname(sys.executable), os.environ["PATH"]])}
 
     def run(*command, **variables):
-        done = subprocess.run(command, cwd=tmp_path, env={**environment, **variables}, text=True, timeout=120,
+        done = subprocess.run(command, cwd=tmp_path, env={**environment, **variables}, text=True, timeout=200,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert done.returncode == 0, f"{command[-1]}\nexit status {done.returncode}:\n{done.stdout}"
         return done.stdout
