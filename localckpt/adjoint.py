@@ -195,10 +195,18 @@ class DiskCheckpointer(TapePackageData):
             return MeshCheckpoint(saved.load, now, self._functions.store.collective)
         last = self._mesh_copies.get(coordinates, lambda: None)()
         if last is None or last.content != now:
-            copy = new_function(coordinates.function_space(), type(coordinates), [coordinates.dat._data.copy()], now[0])
+            copy = new_function(coordinates.function_space(), type(coordinates), [coordinates.dat._data.copy()],
+                                [now[0]])
             last = MeshCheckpoint(lambda: copy, now)
             self._mesh_copies[coordinates] = weakref.ref(last)
         return last
+
+    def save_ensemble(self, function):
+        """A checkpoint of this member's part of an EnsembleFunction or EnsembleCofunction.
+
+        Collective on `checkpoint_comm`.
+        """
+        return EnsembleCheckpoint(self.save(function._full_local_function), type(function), function.function_space())
 
     def shared_mesh_file(self):
         """The file that ``checkpointable_mesh`` goes through. Collective on `comm`.
@@ -332,6 +340,32 @@ class MeshCheckpoint(fd.CheckpointBase, OverloadedType):
 
     def _ad_restore_at_checkpoint(self, checkpoint):
         return checkpoint  # for the mesh to take when a block needs it
+
+
+class EnsembleCheckpoint(fd.CheckpointBase, OverloadedType):
+    """An EnsembleFunction or EnsembleCofunction in localckpt's store.
+
+    Parameters
+    ----------
+    saved : localckpt.functions.SavedFunction
+        The member's own part.
+    cls : type
+    function_space : firedrake.EnsembleFunctionSpace or firedrake.EnsembleDualSpace
+    """
+
+    def __init__(self, saved, cls, function_space):
+        self._saved = saved
+        self._cls = cls
+        self._function_space = function_space
+
+    def restore(self):
+        """Read it back. Collective on the whole ensemble, as is making any EnsembleFunction."""
+        function = self._cls(self._function_space)
+        self._saved.load().dat.copy(function._full_local_function.dat)
+        return function
+
+    def _ad_restore_at_checkpoint(self, checkpoint):
+        return checkpoint.restore()
 
 
 seam.install(DiskCheckpointer, LocalCheckpoint)

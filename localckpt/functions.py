@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from firedrake import Function
+from firedrake import Function, MixedElement
 from firedrake.utils import ScalarType
 from mpi4py import MPI
-from pyop2 import op2
 from xxhash import xxh3_128_digest
 
 from localckpt._errors import CheckpointError, StorageError
@@ -31,11 +30,11 @@ def component_names(V):
 
 
 def owned_arrays(function):
-    """The array of each component that holds this rank's dofs. Not collective, not a copy.
+    """The array of each component that holds this rank's dofs. Not collective.
 
-    A Real space has a full copy on every rank.
+    A copy only of what ``sub`` gives of a vector. A Real space has a full copy on every rank.
     """
-    return [dat.data_ro for dat in function.dat]
+    return [np.ascontiguousarray(dat.data_ro) for dat in function.dat]
 
 
 class Part:
@@ -54,12 +53,12 @@ class Part:
             self.owned = dofs.size
 
 
-def new_function(V, cls, arrays, valid, **kwargs):
+def new_function(V, cls, arrays, halos, **kwargs):
     """A Function on V with these arrays, whose halos are valid or not. Not collective."""
-    f = cls(V, val=arrays if len(arrays) > 1 else arrays[0], dtype=arrays[0].dtype, **kwargs)
-    for dat in f.dat:
-        if isinstance(dat, op2.Dat):
-            dat.halo_valid = valid
+    mixed = type(V.ufl_element()) is MixedElement  # of one space, perhaps
+    f = cls(V, val=arrays if mixed else arrays[0], dtype=arrays[0].dtype, **kwargs)
+    for dat, valid in zip(f.dat, halos):
+        dat.halo_valid = valid
     return f
 
 
@@ -76,7 +75,7 @@ class SavedFunction:
     store: Any
     rows: list
     parts: list[Part]
-    halo: bool
+    halos: list[bool]
     dtype: np.dtype
     function_space: Any
     cls: type
@@ -92,9 +91,9 @@ class SavedFunction:
         -------
         firedrake.Function or firedrake.Cofunction
         """
-        arrays = [self.store.get(row, part.shape, self.dtype, None if self.halo else part.owned)
-                  for row, part in zip(self.rows, self.parts)]
-        return new_function(self.function_space, self.cls, arrays, self.halo, name=self.name, count=self.count)
+        arrays = [self.store.get(row, part.shape, self.dtype, None if halo else part.owned)
+                  for row, part, halo in zip(self.rows, self.parts, self.halos)]
+        return new_function(self.function_space, self.cls, arrays, self.halos, name=self.name, count=self.count)
 
 
 class FunctionStore:
@@ -114,7 +113,7 @@ class FunctionStore:
         self._taken: defaultdict[str, int] = defaultdict(int)
 
     def save(self, function):
-        """Store a Function or Cofunction, with its halos if they are valid.
+        """Store a Function or Cofunction, with each component's halo if it is valid.
 
         Communicates on the store's communicator, if at all.
 
@@ -133,10 +132,10 @@ class FunctionStore:
         parts = self._parts.get(id(V)) or self._learn(V)
         dat = function.dat
         dtype = dat.dtype
-        halo = getattr(dat, "halo_valid", True)  # the same on every rank
+        halos = [d.halo_valid for d in dat]  # the same on every rank
         # Not data_ro_with_halos, which would exchange stale halos.
         try:
-            rows = [self._put(part, d._data, halo, dtype) for part, d in zip(parts, dat)]
+            rows = [self._put(part, d._data, halo, dtype) for part, d, halo in zip(parts, dat, halos)]
         except CheckpointError as exc:
             self.store.failure = exc
             raise
@@ -146,12 +145,13 @@ class FunctionStore:
                 f"{exc.cause}; {sum(d._data.nbytes for d in dat)} bytes wanted, {self.store.last.free} free",
                 exc.file, exc.dataset, exc.rank, exc.errno)
             raise lost from None  # its cause is in its words
-        return SavedFunction(self.store, rows, parts, halo, dtype, V, type(function), function.name(),
+        return SavedFunction(self.store, rows, parts, halos, dtype, V, type(function), function.name(),
                              function.count())
 
     def _put(self, part, array, halo, dtype):
         # A stale halo is written all the same: the array can then be mapped whole.
-        return self.store.put(part.key if dtype == SCALAR else f"{part.key}~{dtype}", array,
+        # What sub() gives of a vector is every n-th number of it.
+        return self.store.put(part.key if dtype == SCALAR else f"{part.key}~{dtype}", np.ascontiguousarray(array),
                               None if halo else part.owned)
 
     def _learn(self, V):
@@ -245,7 +245,7 @@ class TemporaryFunctionCheckpointFile:
             array = np.zeros(part.shape, SCALAR)
             self._file.read_array(dataset, array[:part.owned])
             arrays.append(array)
-        return new_function(function_space, Function, arrays, False)
+        return new_function(function_space, Function, arrays, [False] * len(arrays))
 
     def _datasets(self, V, name, idx):
         return [f"{name}_{idx}_{component}_{i}" for i, component in enumerate(component_names(V))]

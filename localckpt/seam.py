@@ -11,6 +11,7 @@ from functools import wraps
 from importlib.metadata import version
 
 from firedrake.adjoint_utils import checkpointing as fd
+from firedrake.adjoint_utils.ensemble_function import EnsembleFunctionMixin
 from firedrake.adjoint_utils.mesh import MeshGeometryMixin
 from pyadjoint import get_working_tape
 
@@ -99,8 +100,18 @@ def install(ours, checkpoint_class, everywhere=False):
             checkpoint = checkpoint.restore()
         return theirs_restore(self, checkpoint)
 
+    def create_ensemble_checkpoint(self):
+        owner = checkpointer() if fd.disk_checkpointing() else None
+        return owner.save_ensemble(self) if isinstance(owner, ours) else theirs_create_ensemble(self)
+
+    def restore_ensemble_checkpoint(self, checkpoint):
+        return (checkpoint.restore() if isinstance(checkpoint, fd.CheckpointBase) else
+                theirs_restore_ensemble(self, checkpoint))
+
     theirs_create = vars(MeshGeometryMixin)["_ad_create_checkpoint"]
     theirs_restore = vars(MeshGeometryMixin)["_ad_restore_at_checkpoint"]
+    theirs_create_ensemble = vars(EnsembleFunctionMixin)["_ad_create_checkpoint"]
+    theirs_restore_ensemble = vars(EnsembleFunctionMixin)["_ad_restore_at_checkpoint"]
     theirs_init = vars(theirs["DiskCheckpointer"])["__init__"]
     replace(theirs["CheckpointFunction"], "__new__", new)
     replace(fd, "current_checkpoint_file", current_checkpoint_file)
@@ -108,6 +119,8 @@ def install(ours, checkpoint_class, everywhere=False):
     replace(theirs["DiskCheckpointer"], "pause_checkpointing", end)
     replace(MeshGeometryMixin, "_ad_create_checkpoint", create_mesh_checkpoint)
     replace(MeshGeometryMixin, "_ad_restore_at_checkpoint", restore_mesh_checkpoint)
+    replace(EnsembleFunctionMixin, "_ad_create_checkpoint", create_ensemble_checkpoint)
+    replace(EnsembleFunctionMixin, "_ad_restore_at_checkpoint", restore_ensemble_checkpoint)
     if everywhere:
         replace(fd, "DiskCheckpointer", ours)
     else:

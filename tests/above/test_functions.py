@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from firedrake import avg, dS, dS_h, dS_v, inner, jump
 from mpi4py import MPI
-from spaces import SPACES, WITH_FACETS, bits, bits_with_halos, filled, triangles
+from spaces import ELEMENTS, SPACES, WITH_FACETS, bits, bits_with_halos, filled, memory, triangles
 
 from localckpt import TemporaryFunctionCheckpointFile
 from localckpt.functions import FunctionStore
@@ -40,10 +40,38 @@ def test_function_comes_back_from_a_file(space, comm, path):
 
 
 @pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("comm", ["world"], indirect=True)
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_every_element_comes_back_from_the_store(element, functions):
+    f = filled(ELEMENTS[element]())
+    expected = bits_with_halos(f)
+    assert memory(functions.save(f).load()) == expected
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("store", ["direct"], indirect=True)
 @pytest.mark.parametrize("space", SPACES)
-def test_halos_come_back_from_the_store(space, functions):
+def test_valid_halos_come_back_from_the_store(space, functions):
+    f = filled(SPACES[space]())
+    expected = bits_with_halos(f)  # which exchanges them
+    g = functions.save(f).load()
+    assert (g.dat.halo_valid, memory(g)) == (True, expected)
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("space", WITH_FACETS)
+def test_stale_halos_are_exchanged_when_they_are_needed(space, functions):
     f = filled(SPACES[space]())
     assert bits_with_halos(functions.save(f).load()) == bits_with_halos(f)
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("stale", [0, 1])
+def test_each_component_has_a_halo_of_its_own(stale, functions):
+    f = filled(SPACES["mixed of vectors and tensors"]())
+    bits_with_halos(f)
+    f.subfunctions[stale].assign(1.0)
+    assert [dat.halo_valid for dat in functions.save(f).load().dat] == [dat.halo_valid for dat in f.dat]
 
 
 @pytest.mark.parallel([1, 3])
