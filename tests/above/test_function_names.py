@@ -5,14 +5,15 @@ import itertools
 import firedrake as fd
 import pytest
 from mpi4py import MPI
-from spaces import bits, filled
+from spaces import SPACES, bits, filled
 
 from localckpt import TemporaryFunctionCheckpointFile
 from localckpt.functions import FunctionStore
 from localckpt.store import Store
 
-# Names that make groups, or one name, where '/' and '%' are not kept apart.
-MESH_NAMES = ["a/b", "a%2Fb", "a_b", "/", "%", ".", "a/b/", "ä"]
+# Names that make groups, or one name, where '/' and '%' are not kept apart; and what else a name may be.
+NAMES = ["a/b", "a%2Fb", "a_b", "/", "%", ".", "..", "a/b/", "ä", "\N{SNOWMAN}\N{SLIGHTLY SMILING FACE}", "", " ",
+         "two\nlines", "\t", "%layouts", "n" * 100_000]
 
 
 def spaces_on(meshes, element=("CG", 1)):
@@ -37,9 +38,38 @@ def test_meshes_of_one_name_and_different_size_are_kept_apart(functions):
 
 
 @pytest.mark.parallel([1, 3])
-def test_meshes_with_separators_in_their_names_are_kept_apart(functions):
-    meshes = [fd.UnitSquareMesh(2, i + 2, name=name) for i, name in enumerate(MESH_NAMES)]
+def test_meshes_of_any_names_are_kept_apart(functions):
+    meshes = [fd.UnitSquareMesh(2, i + 2, name=name) for i, name in enumerate(NAMES)]
     assert all_come_back(functions, spaces_on(meshes))
+
+
+@pytest.mark.parallel([1, 3])
+def test_partitions_of_one_mesh_are_kept_apart(functions):
+    meshes = [fd.UnitSquareMesh(4, 4, name="one name", distribution_parameters=how)
+              for how in ({"partitioner_type": "simple"}, {}, {"overlap_type": (fd.DistributedMeshOverlapType.NONE, 0)},
+                          {"overlap_type": (fd.DistributedMeshOverlapType.VERTEX, 1)})]
+    assert all_come_back(functions, spaces_on(meshes) * 2)
+
+
+@pytest.mark.parallel([1, 3])
+def test_meshes_of_one_name_and_different_cells_are_kept_apart(functions):
+    meshes = [fd.UnitSquareMesh(2, 2, name="one name"), fd.UnitSquareMesh(2, 2, quadrilateral=True, name="one name"),
+              fd.UnitIntervalMesh(2, name="one name"), fd.UnitCubeMesh(1, 1, 1, name="one name")]
+    assert all_come_back(functions, spaces_on(meshes) * 2)
+
+
+@pytest.mark.parallel([1, 3])
+def test_mixed_spaces_of_meshes_of_one_name_are_kept_apart(functions):
+    V, W = spaces_on(fd.UnitSquareMesh(n, n, name="one name") for n in (2, 3))
+    assert all_come_back(functions, [V * W, W * V, V * V])
+
+
+@pytest.mark.parametrize("comm, store", [("own", "direct")], indirect=True)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_function_of_any_name_comes_back(name, functions):
+    f = filled(SPACES["CG1"](), name=name)
+    g = functions.save(f).load()
+    assert (g.name(), bits(g)) == (f.name(), bits(f))
 
 
 @pytest.mark.parallel([1, 3])
@@ -64,8 +94,8 @@ def test_restrictions_of_one_space_are_kept_apart(functions):
 
 
 @pytest.mark.parallel([1, 3])
-def test_a_file_keeps_meshes_with_separators_in_their_names_apart(comm, path):
-    spaces = spaces_on(fd.UnitSquareMesh(2, i + 2, name=name) for i, name in enumerate(MESH_NAMES))
+def test_a_file_keeps_meshes_of_any_names_apart(comm, path):
+    spaces = spaces_on(fd.UnitSquareMesh(2, i + 2, name=name) for i, name in enumerate(NAMES))
     made = [filled(V, seed) for seed, V in enumerate(spaces)]
     with TemporaryFunctionCheckpointFile(comm, path, "w") as file:
         for f in made:
@@ -76,7 +106,7 @@ def test_a_file_keeps_meshes_with_separators_in_their_names_apart(comm, path):
 @pytest.mark.parallel([1, 3])
 def test_a_file_keeps_names_and_indices_apart(comm, path):
     V = fd.FunctionSpace(fd.UnitSquareMesh(2, 2), "CG", 1)
-    keys = itertools.product(["f", "f/g", "f%g"], [0, 1, None])
+    keys = itertools.product(NAMES, [0, 1, None])
     made = {key: filled(V, seed) for seed, key in enumerate(keys)}
     with TemporaryFunctionCheckpointFile(comm, path, "w") as file:
         for key, f in made.items():
