@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 from firedrake import avg, dS, dS_h, dS_v, inner, jump
 from mpi4py import MPI
-from spaces import ELEMENTS, SPACES, WITH_FACETS, bits, bits_with_halos, filled, memory, triangles
+from spaces import (
+    ELEMENTS,
+    SPACES,
+    WITH_FACETS,
+    bits,
+    bits_with_halos,
+    filled,
+    memory,
+    random_like,
+    triangles,
+)
 
 from localckpt import TemporaryFunctionCheckpointFile
 from localckpt.functions import FunctionStore
@@ -95,12 +105,25 @@ def test_name_and_count_come_back(what, functions):
 
 
 @pytest.mark.parallel([1, 3])
-@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float32, np.uint8])
-def test_other_numbers_come_back(dtype, functions):
-    V = SPACES["CG1"]()
-    f = fd.Function(V, val=(np.arange(V.dof_dset.total_size) % 100).astype(dtype), dtype=dtype)
+@pytest.mark.parametrize("comm", ["world"], indirect=True)
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float32, np.uint8, np.complex64, np.complex128])
+@pytest.mark.parametrize("space", ["CG1", "vector CG2", "Real", "mixed with Real", "dual"])
+def test_other_numbers_come_back(space, dtype, functions):
+    f = fd.Function(SPACES[space](), dtype=dtype)
+    for i, dat in enumerate(f.dat):
+        numbers = (random_like(dat.data_ro.real, i) % 100).astype(dtype)
+        dat.data[...] = numbers * 1j + 3 if numbers.dtype.kind == "c" else numbers
     g = functions.save(f).load()
-    assert (g.dat.dtype, bits(g)) == (f.dat.dtype, bits(f))
+    assert (g.dat.dtype, bits(g)) == (dtype, bits(f))
+
+
+@pytest.mark.parallel([1, 3])
+def test_numbers_of_several_kinds_in_one_space_are_kept_apart(functions):
+    V = SPACES["CG1"]()
+    made = [fd.Function(V, val=np.ones(V.dof_dset.total_size, dtype), dtype=dtype)
+            for dtype in (np.float64, np.complex128, np.float32, np.complex64)]
+    saved = [functions.save(f) for f in made]
+    assert [bits(s.load()) for s in saved] == [bits(f) for f in made]
 
 
 @pytest.mark.parallel([1, 3])
@@ -147,6 +170,57 @@ def test_saving_again_keeps_what_was_saved_before(functions):
     f, g = filled(SPACES["mixed with Real"](), 1), filled(SPACES["mixed with Real"](), 2)
     first, second = functions.save(f), functions.save(g)
     assert (bits(first.load()), bits(second.load())) == (bits(f), bits(g))
+
+
+def parts(f):
+    """The Functions that share f's data."""
+    if len(f.function_space()) > 1:
+        return f.subfunctions
+    return [f.sub(i) for i in range(f.function_space().block_size)]
+
+
+SHARING = ["mixed of vectors and tensors", "mixed with Real", "restricted, mixed", "submesh and mesh", "mixed dual",
+           "vector CG2", "vector RT", "vector of one", "tensor DG1", "symmetric tensor", "vector quadrature",
+           "vectors on points", "vectors on different layers", "restricted vectors"]
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("comm", ["world"], indirect=True)
+@pytest.mark.parametrize("space", SHARING)
+def test_parts_of_functions_come_back(space, functions):
+    f = filled(SPACES[space]())
+    expected = bits_with_halos(f)
+    found = [functions.save(part).load() for part in parts(f)]
+    assert [bits_with_halos(part) for part in found] == [bits_with_halos(part) for part in parts(f)]
+    assert bits_with_halos(f) == expected
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("comm", ["world"], indirect=True)
+@pytest.mark.parametrize("space", SHARING)
+def test_parts_of_functions_come_back_from_a_file(space, comm, path):
+    f = filled(SPACES[space]())
+    assert [bits(through_file(comm, path, part)) for part in parts(f)] == [bits(part) for part in parts(f)]
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("space", ["mixed of vectors and tensors", "vector CG2"])
+def test_restored_parts_share_no_memory_with_the_whole(space, functions):
+    f = filled(SPACES[space]())
+    expected = bits(f)
+    for part in parts(f):
+        functions.save(part).load().assign(7.0)
+    assert bits(f) == expected
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("space", ["mixed of vectors and tensors", "vector CG2"])
+def test_a_part_is_saved_as_it_is_at_that_moment(space, functions):
+    f = filled(SPACES[space]())
+    expected = bits(parts(f)[1])
+    saved = functions.save(parts(f)[1])
+    f.assign(7.0)
+    assert bits(saved.load()) == expected
 
 
 @pytest.mark.parallel([1, 3])

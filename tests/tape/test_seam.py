@@ -2,11 +2,14 @@
 
 import pytest
 from firedrake.adjoint_utils import checkpointing as firedrakes
+from firedrake.adjoint_utils.ensemble_function import EnsembleFunctionMixin
+from firedrake.adjoint_utils.mesh import MeshGeometryMixin
 
 from localckpt import seam
 from localckpt.adjoint import DiskCheckpointer, LocalCheckpoint, enable_disk_checkpointing
 
-OWNERS = firedrakes, firedrakes.CheckpointFunction, firedrakes.DiskCheckpointer
+OWNERS = (firedrakes, firedrakes.CheckpointFunction, firedrakes.DiskCheckpointer, MeshGeometryMixin,
+          EnsembleFunctionMixin)
 
 
 @pytest.fixture
