@@ -132,10 +132,12 @@ class FunctionStore:
         parts = self._parts.get(id(V)) or self._learn(V)
         dat = function.dat
         dtype = dat.dtype
-        halos = [d.halo_valid for d in dat]  # the same on every rank
-        # Not data_ro_with_halos, which would exchange stale halos.
+        rows, halos = [], []
         try:
-            rows = [self._put(part, d._data, halo, dtype) for part, d, halo in zip(parts, dat, halos)]
+            for part, d in zip(parts, dat):
+                halos.append(d.halo_valid)  # the same on every rank
+                # Not data_ro_with_halos, which would exchange stale halos.
+                rows.append(self._put(part, d._data, halos[-1], dtype))
         except CheckpointError as exc:
             self.store.failure = exc
             raise
