@@ -186,7 +186,6 @@ SPACES = {
     "extruded tensor product": with_element(prisms, product),
     "extruded, Real in its layers": on(prisms, "CG", 1, vfamily="R", vdegree=0),
     "extruded squares": on(bricks, "Q", 2),
-    "extruded with RT": on(bricks, "NCF", 1),
     "extruded by different layers": on(stairs, "Q", 2),
     "vectors on different layers": vectors_on(stairs, "DQ", 1),
     "extruded periodically": on(ring, "CG", 2),
@@ -215,17 +214,18 @@ SPACES = {
     "restricted dual": dual(restricted(CG2, "on_boundary")),
 }
 
-# Families of the element registry, each of the lowest degree that there is.
+# Each family of the element registry, of about the lowest degree that there is.
 FAMILIES = {
-    interval: "CG 1, DG 0, HER 3, GL 1, GLL 2, B 2, TDG 1, Regge 0",
+    interval: "CG 1, DG 0, HER 3, GL 1, GL L2 1, GLL 2, B 2, TDG 1, Regge 0",
     triangles: """CG 3, DG 0, DG L2 1, TDG 1, Bernstein 2, CR 1, KMV 2, B 3, FB 2, DGT 1,
         RT 2, DRT 1, N1curl 2, N2curl 1, BDM 1, BDFM 2, Regge 0, HHJ 0, GLS 1, GLS2 1, AWnc 2, AWc 3, HZ 3, JM 1,
         HER 3, ARG 5, BELL 5, MOR 2, WXnc 4, WXncr 7, BZ-C2 9, PS6 2, PS12 2, HCT 3, HCT-red 3, ALF-C2 5,
-        BR 1, BRB 2, MTW 1, AQ 2, AQ-red 2, CH 1, AS 2, GN 1, GN2 1, GNH1div 2, GNB 2""",
+        BR 1, BRB 2, MTW 1, AQ 2, AQ-red 2, CH 1, AS 2, GN 1, GN2 1, GNH1div 2, GNB 2, BQ 2""",
     squares: """Q 1, DQ 0, DQ L2 1, S 2, DPC 1, DPC L2 1, RTCE 1, RTCF 1, BDMCE 1, BDMCF 1, SminusE 1, SminusF 1,
         SminusDiv 1, SminusCurl 1, Sdirect 2, DGT 0""",
     tetrahedra: "CG 2, DG 0, RT 1, N1curl 1, N2curl 1, BDM 1, BDFM 2, CR 1, MOR 2, MTW 1, WALK 5, Regge 0, HHJ 0",
     hexahedra: "Q 2, DQ 0, R 0",
+    bricks: "NCE 1, NCF 1",
 }
 ELEMENTS = {f"{element} on {mesh.__name__}": on(mesh, family, int(degree))
             for mesh, elements in FAMILIES.items() for element in re.split(r",\s+", elements)

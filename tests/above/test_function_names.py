@@ -7,7 +7,7 @@ import pytest
 from mpi4py import MPI
 from spaces import SPACES, bits, filled
 
-from localckpt import TemporaryFunctionCheckpointFile
+from localckpt import LayoutMismatch, TemporaryFunctionCheckpointFile
 from localckpt.functions import FunctionStore
 from localckpt.store import Store
 
@@ -112,6 +112,16 @@ def test_a_file_keeps_names_and_indices_apart(comm, path):
         for key, f in made.items():
             file.save_function(f, *key)
         assert [bits(file.load_function(V, *key)) for key in made] == [bits(f) for f in made.values()]
+
+
+@pytest.mark.parallel([1, 3])
+def test_a_file_refuses_another_size_under_the_same_names(comm, path):
+    f, g = (filled(fd.FunctionSpace(fd.UnitSquareMesh(n, n, name="one name"), "CG", 1)) for n in (2, 5))
+    with TemporaryFunctionCheckpointFile(comm, path, "w") as file:
+        file.save_function(f, "f", 1)
+        with pytest.raises(LayoutMismatch, match="does not replace it"):
+            file.save_function(g, "f", 1)
+        assert bits(file.load_function(f.function_space(), "f", 1)) == bits(f)
 
 
 @pytest.mark.parallel([1, 3])
