@@ -1,6 +1,6 @@
 """Adjoint checkpoints on node-local disks for Firedrake, and HDF5 files of PETSc Vecs.
 
-:class:`VecFile` and the exceptions need petsc4py, mpi4py and numpy only.
+:class:`VecFile` and the exceptions need petsc4py, mpi4py and numpy only; :func:`node_comm` psutil, too.
 :class:`TemporaryFunctionCheckpointFile` and :mod:`localckpt.adjoint` need Firedrake.
 
 Names are imported when they are first used: importing petsc4py starts PETSc, and PETSc
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     )
     from localckpt._vecfile import VecFile
     from localckpt.functions import TemporaryFunctionCheckpointFile as TemporaryFunctionCheckpointFile
+    from localckpt.places import node_comm
 
 __all__ = ["CheckpointError", "ChecksumMismatch", "ClosedFile", "FileExists", "FileNotFound", "LayoutMismatch",
            "NoAccess", "NotHDF5", "StorageError", "TransferError", "UnknownDataset", "VecFile",
-           ]  # what needs no Firedrake
+           "node_comm"]  # what needs no Firedrake
 
-_home = {"VecFile": "localckpt._vecfile", "TemporaryFunctionCheckpointFile": "localckpt.functions"}
+_home = {"VecFile": "localckpt._vecfile", "TemporaryFunctionCheckpointFile": "localckpt.functions",
+         "node_comm": "localckpt.places"}
 
 
 def __getattr__(name):

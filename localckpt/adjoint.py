@@ -31,7 +31,7 @@ from pyadjoint import OverloadedType, get_working_tape
 from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
-from localckpt import leftovers, seam
+from localckpt import leftovers, node_comm, seam
 from localckpt.functions import FunctionStore, check_ranks, content, new_function
 from localckpt.places import Place, Watch, agree, announce, choose_engine, choose_tiers, make_folder, next_folder
 from localckpt.store import Store
@@ -117,7 +117,7 @@ class DiskCheckpointer(TapePackageData):
                 "checkpoint_comm without checkpoint_dir defaults to cwd, which is usually on the shared "
                 "filesystem. Consider setting checkpoint_dir to a node-local path.", UserWarning, stacklevel=3)
             checkpoint_dir = os.getcwd()
-        node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        node = node_comm(comm)
         most = comm.allreduce(node.size, MPI.MAX)
         error = None
         try:
@@ -129,7 +129,6 @@ class DiskCheckpointer(TapePackageData):
         try:
             agree(comm, error)
         except Exception:
-            node.Free()
             if error is None and self.checkpoint_comm.rank == 0:
                 leftovers.remove(self.dirname)
             raise
@@ -144,7 +143,6 @@ class DiskCheckpointer(TapePackageData):
         store = Store(self.checkpoint_comm, self.current_checkpoint_file.name, cleanup,
                       engine or choose_engine(self.checkpoint_comm, place), limit=tier.limit, tiers=tiers)
         self._watch = Watch(store, node.size, comm.rank)
-        node.Free()
         self._functions = FunctionStore(store)
         self._mesh_copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of their coordinates
         folders = self._mesh_folders

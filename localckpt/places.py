@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import socket
 import weakref
 from dataclasses import dataclass
 from math import inf
@@ -14,7 +15,7 @@ from petsc4py import PETSc
 from localckpt import leftovers
 
 __all__ = ["Place", "Tier", "Watch", "agree", "announce", "choose_engine", "choose_place", "choose_tiers",
-           "make_folder", "next_folder"]
+           "make_folder", "next_folder", "node_comm"]
 
 log = logging.getLogger("localckpt")
 
@@ -23,6 +24,55 @@ JOB_LIMITS = ("PBS_NCI_JOBFS",)
 IN_RAM = {"tmpfs", "ramfs", "devtmpfs"}
 NETWORK = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "fuse.ceph", "fuse.glusterfs",
            "orangefs", "pvfs2", "panfs", "wekafs", "afs", "9p", "fuse.sshfs", "fuse.juicefs"}
+
+
+def _free(comm, key, groups):
+    if not MPI.Is_finalized():
+        for group in filter(None, groups.values()):
+            group.Free()
+
+
+_groups = MPI.Comm.Create_keyval(delete_fn=_free)  # what node_comm has made of a communicator, by ranks_per_file
+
+
+def node_comm(comm, ranks_per_file=None):
+    """The ranks of `comm` that share this rank's node, or groups of them. Collective on `comm`.
+
+    For `checkpoint_comm`, where a file per rank would be too many: a file for each node, or for
+    so many of its ranks. A node is what shares memory (``MPI_COMM_TYPE_SHARED``) and a host name.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm
+    ranks_per_file : int, optional
+        Ranks in a group, the same on all of `comm`: neighbours by rank, and in a node's last group
+        what is left. Default: all of the node's.
+
+    Returns
+    -------
+    mpi4py.MPI.Intracomm
+        Kept on `comm`, which frees it: asked for again it is the same one.
+
+    Raises
+    ------
+    ValueError
+        If `ranks_per_file` is less than 1.
+    """
+    if ranks_per_file is not None and ranks_per_file < 1:
+        raise ValueError(f"ranks_per_file is a number of ranks, not {ranks_per_file}")
+    groups = comm.Get_attr(_groups)
+    if groups is None:
+        comm.Set_attr(_groups, groups := {})
+    if not groups.get(ranks_per_file):  # not made yet, or freed by its user
+        if ranks_per_file is not None:
+            node = node_comm(comm)
+            groups[ranks_per_file] = node.Split(node.rank // ranks_per_file)
+        else:
+            memory = comm.Split_type(MPI.COMM_TYPE_SHARED)
+            hosts = memory.allgather(socket.gethostname())
+            groups[None] = memory.Split(hosts.index(hosts[memory.rank]))
+            memory.Free()
+    return groups[ranks_per_file]
 
 
 @dataclass(frozen=True)
@@ -177,10 +227,7 @@ def choose_engine(comm, place):
         where `comm` spans nodes: ranks that see different caches of one file must not
         write to it without MPI-IO.
     """
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    trusted = node.size == comm.size and not place.on_network
-    node.Free()
-    trusted = comm.allreduce(trusted, MPI.LAND)
+    trusted = comm.allreduce(node_comm(comm).size == comm.size and not place.on_network, MPI.LAND)
     engine = PETSc.Options("localckpt_").getString("engine", "direct" if trusted else "viewer")
     if engine not in ("direct", "viewer"):
         raise ValueError(f"-localckpt_engine is 'direct' or 'viewer', not {engine!r}")
@@ -221,15 +268,43 @@ said: set[str] = set()
 
 
 def make_folder(comm, parent, files=(), keep=False):
-    """What rank 0 gets from :func:`localckpt.leftovers.make`, or its error, on every rank. Collective on `comm`."""
+    """A folder of :func:`localckpt.leftovers.make`, made by rank 0 and seen by all. Collective on `comm`.
+
+    Raises
+    ------
+    OSError
+        On every rank: rank 0's, or one that says which ranks do not see the folder.
+    """
     made = error = None
     if comm.rank == 0:
         try:
             made = leftovers.make(parent, files, keep)
         except OSError as exc:
             error = exc
-    agree(comm, error)
-    return comm.bcast(made)
+    made, error = comm.bcast((made, error))
+    if made is not None and comm.size > 1:
+        host = MPI.Get_processor_name()
+        blind = comm.gather(None if sees(made) else f"{comm.rank} ({host})")
+        if comm.rank == 0 and any(blind):
+            leftovers.remove(made)
+            blind = list(filter(None, blind))
+            others = f" and {len(blind) - 8} others" if len(blind) > 8 else ""
+            error = OSError(f"{parent} of rank 0 ({host}) is not what ranks {', '.join(blind[:8])}{others} see there: give "
+                            "the ranks of a file a folder that they share, or share files within nodes only, with "
+                            "checkpoint_comm=localckpt.node_comm(comm)")
+        error = comm.bcast(error)
+    if error is not None:
+        raise error
+    return made
+
+
+def sees(folder):
+    """Whether this rank can open that folder, whose name nobody else's has. Not collective."""
+    try:
+        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def next_folder(comm, tiers, files=(), keep=False):

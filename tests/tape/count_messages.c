@@ -3,8 +3,10 @@
 #include <mpi.h>
 #include <stddef.h>
 
+enum { MOST = 64 };
+
 static int counting = 0, limit = 1;
-static long calls = 0;
+static long calls = 0, by_size[MOST + 1];
 static const char *last = "";
 
 /* From now on count the calls on communicators of more ranks than this. */
@@ -24,15 +26,22 @@ long count_get(void)
     return calls;
 }
 
+/* Those on communicators of this many ranks, up to 64. */
+long count_of(int size)
+{
+    return by_size[size];
+}
+
 /* The name of the last call that was counted. */
 const char *count_last(void)
 {
     return last;
 }
 
-static void add(const char *name)
+static void add(const char *name, int size)
 {
     calls++;
+    by_size[size < MOST ? size : MOST]++;
     last = name;
 }
 
@@ -40,7 +49,19 @@ static void note(MPI_Comm comm, const char *name)
 {
     int size = 0;
     if (counting && comm != MPI_COMM_NULL && PMPI_Comm_size(comm, &size) == MPI_SUCCESS && size > limit)
-        add(name);
+        add(name, size);
+}
+
+static void note_file(MPI_File file, const char *name)
+{
+    MPI_Group group;
+    int size = 0;
+    if (counting && PMPI_File_get_group(file, &group) == MPI_SUCCESS) {
+        PMPI_Group_size(group, &size);
+        PMPI_Group_free(&group);
+        if (size > limit)
+            add(name, size);
+    }
 }
 
 #define COUNT(name, params, ...) \
@@ -95,21 +116,39 @@ COUNT(Comm_split_type, (COMM, int kind, int key, MPI_Info info, MPI_Comm *out), 
 COUNT(Comm_create, (COMM, MPI_Group group, MPI_Comm *out), comm, group, out)
 COUNT(Comm_create_group, (COMM, MPI_Group group, int tag, MPI_Comm *out), comm, group, tag, out)
 
-/* And so is a file's beginning; the rest of MPI-IO is on the file's communicator */
+/* So are what opens, closes, resizes and flushes a file, and its collective transfers; the others are not */
 COUNT(File_open, (COMM, const char *path, int mode, MPI_Info info, MPI_File *out), comm, path, mode, info, out)
 
+#define COUNT_FILE(name, params, ...) \
+    int MPI_##name params { note_file(file, #name); return PMPI_##name(__VA_ARGS__); }
+#define AT_ALL(BUFFER) (MPI_File file, MPI_Offset at, BUFFER *a, int n, MPI_Datatype t, MPI_Status *s)
+
+COUNT_FILE(File_set_size, (MPI_File file, MPI_Offset size), file, size)
+COUNT_FILE(File_preallocate, (MPI_File file, MPI_Offset size), file, size)
+COUNT_FILE(File_sync, (MPI_File file), file)
+COUNT_FILE(File_set_view, (MPI_File file, MPI_Offset at, MPI_Datatype t, MPI_Datatype u, const char *rep, MPI_Info info),
+           file, at, t, u, rep, info)
+COUNT_FILE(File_read_at_all, AT_ALL(void), file, at, a, n, t, s)
+COUNT_FILE(File_write_at_all, AT_ALL(const void), file, at, a, n, t, s)
+
+int MPI_File_close(MPI_File *file)
+{
+    note_file(*file, "File_close");
+    return PMPI_File_close(file);
+}
+
 /* Persistent requests, in which PETSc exchanges halos, do not say what communicator they are on:
-   all count. */
+   all count, as of size 0. */
 int MPI_Start(MPI_Request *request)
 {
     if (counting)
-        add("Start");
+        add("Start", 0);
     return PMPI_Start(request);
 }
 
 int MPI_Startall(int n, MPI_Request requests[])
 {
     if (counting && n > 0)
-        add("Startall");
+        add("Startall", 0);
     return PMPI_Startall(n, requests);
 }
