@@ -284,14 +284,14 @@ def make_folder(comm, parent, files=(), keep=False):
     made, error = comm.bcast((made, error))
     if made is not None and comm.size > 1:
         host = MPI.Get_processor_name()
-        blind = comm.gather(None if sees(made) else f"{comm.rank} ({host})")
+        blind = comm.gather(None if sees(made) else f"rank {comm.rank} ({host})")
         if comm.rank == 0 and any(blind):
             leftovers.remove(made)
             blind = list(filter(None, blind))
-            others = f" and {len(blind) - 8} others" if len(blind) > 8 else ""
-            error = OSError(f"{parent} of rank 0 ({host}) is not what ranks {', '.join(blind[:8])}{others} see there: give "
-                            "the ranks of a file a folder that they share, or share files within nodes only, with "
-                            "checkpoint_comm=localckpt.node_comm(comm)")
+            more = f" and {len(blind) - 8} more" if len(blind) > 8 else ""
+            error = OSError(f"{parent} of rank 0 ({host}) is not the one of {', '.join(blind[:8])}{more}: give the ranks of "
+                            "a file a folder that they share, or let only ranks of one node share files, "
+                            "with checkpoint_comm=localckpt.node_comm(comm)")
         error = comm.bcast(error)
     if error is not None:
         raise error
@@ -334,7 +334,8 @@ def next_folder(comm, tiers, files=(), keep=False):
         except OSError as exc:
             if not tiers:
                 raise
-            log.warning("%s: no checkpoints to %s: %s", MPI.Get_processor_name(), tier.path, exc)
+            if comm.rank == 0:
+                log.warning("%s: no checkpoints to %s: %s", MPI.Get_processor_name(), tier.path, exc)
 
 
 def agree(comm, error):
