@@ -14,7 +14,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 
-__all__ = ["JOB_FOLDERS", "Folder", "find", "make", "remove", "remove_dead", "usual"]
+__all__ = ["JOB_FOLDERS", "Folder", "find", "make", "of_this_host", "remove", "remove_dead", "usual"]
 
 # Where batch systems say a job's own node-local folder is; the first that is usable counts.
 JOB_FOLDERS = ("SLURM_TMPDIR", "PBS_JOBFS", "LOCAL_SCRATCH", "TMPDIR")
@@ -113,8 +113,13 @@ class Folder:
     why: str
 
 
-def find(parent):
-    """What runs have made in `parent`.
+def of_this_host():
+    """What the names of this host's folders begin with, but for those that are kept."""
+    return f"{PREFIX}{socket.gethostname()}_"
+
+
+def find(parent, prefix=PREFIX):
+    """What runs have made in `parent`, if their names begin so.
 
     Returns
     -------
@@ -126,7 +131,7 @@ def find(parent):
     except OSError:  # a folder that one may write to, but not look into
         return found
     for entry in entries:
-        if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False):
+        if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False):
             nbytes, why, lock = 0, "", None
             try:
                 about = entry.stat(follow_symlinks=False)
@@ -173,7 +178,7 @@ def _claim(path):
     name = os.path.basename(path)
     if name.startswith(KEPT):
         return "kept by cleanup=False", None
-    if not name.startswith(f"{PREFIX}{socket.gethostname()}_"):
+    if not name.startswith(of_this_host()):
         return "of another host", None
     try:
         if os.lstat(path).st_uid != os.getuid():

@@ -258,7 +258,8 @@ def announce(place, comm, node):
         if message.partition("),")[0] not in said:
             said.add(message.partition("),")[0])
             log.log(level, message)
-        dead = leftovers.remove_dead(leftovers.find(place.path))
+        # Not into what others have: on a shared filesystem every node would look into all ranks' folders.
+        dead = leftovers.remove_dead(leftovers.find(place.path, leftovers.of_this_host()))
         if dead:
             log.info("%s: %d folders of runs that are dead removed from %s, %.3g MB", MPI.Get_processor_name(),
                      len(dead), place.path, sum(folder.nbytes for folder in dead) / 1e6)

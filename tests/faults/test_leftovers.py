@@ -88,6 +88,13 @@ def test_another_hosts_folder_stays(tmp_path):
     assert (tmp_path / "localckpt_not-this-host_abc").exists()
 
 
+def test_a_start_does_not_look_into_what_other_hosts_have(tmp_path):
+    (tmp_path / "localckpt_not-this-host_abc").mkdir()
+    own = leftovers.make(str(tmp_path))
+    assert [folder.path for folder in leftovers.find(tmp_path, leftovers.of_this_host())] == [own]
+    leftovers.remove(own)
+
+
 def test_another_users_folder_stays(tmp_path):
     folder = tmp_path / f"localckpt_{socket.gethostname()}_abc"
     folder.mkdir()
