@@ -44,9 +44,9 @@ def growths(saves):
 def formulas(kind, R, F, S):
     """What R ranks with F files do for one save, S more saves of new arrays and as many restores, and the end.
 
-    Of all ranks together: names (create, open, stat, mkdir, unlink), sizes (ftruncate, fallocate), syncs (fsync), locks,
-    and names of the files that Open MPI makes to test locks, whenever MPI-IO opens a file. Of each rank: MPI
-    calls on communicators of all ranks ("world") and of a file of several ranks ("file").
+    Of all ranks together: names (create, open, stat, mkdir, unlink), sizes (ftruncate, fallocate), syncs (fsync),
+    locks (flock), and names of the files that Open MPI makes to test locks, whenever MPI-IO opens a file. Of
+    each rank: MPI calls on communicators of all ranks ("world") and of a file of several ranks ("file").
     """
     G = growths(S + 1) - 1
     L = log2(R)
@@ -99,19 +99,19 @@ def measure(folder):
     world = MPI.COMM_WORLD
     messages = {kind: {phase: Counter() for phase in PHASES} for kind in KINDS}
 
-    def phase(kind, name, call):
+    def phase(kind, name, call, *args):
         world.barrier()
         before = [shim.count_of(size) for size in range(65)]
         os.access(f"{folder}/@{kind}@{name}", os.F_OK)  # for the trace
         shim.count_start(1)
-        result = call()
+        result = call(*args)
         shim.count_stop()
         os.access(f"{folder}/@{kind}@", os.F_OK)
-        most = map(max, *world.allgather([shim.count_of(size) - n for size, n in enumerate(before)] + [0]), [0]*66)
+        most = map(max, *world.allgather([shim.count_of(size) - n for size, n in enumerate(before)]), [0]*65)
         messages[kind][name].update({size: n for size, n in enumerate(most) if n})
         return result
 
-    def setup(kind, mesh):
+    def begin(kind, mesh):
         if kind in ("shared file", "checkpoint_comm"):
             new_tape(kind.partition(" ")[0], folder)
             return adjoint.checkpointable_mesh(mesh) if kind == "shared file" else mesh
@@ -120,26 +120,30 @@ def measure(folder):
         enable_disk_checkpointing(checkpoint_comm=comm, checkpoint_dir=folder, engine=kind.partition(",")[0])
         return mesh
 
-    def end():
+    def save(functions):
+        return [fd.CheckpointFunction(f) for f in functions]
+
+    def restore(saved):
+        return [checkpoint.restore() for checkpoint in saved]
+
+    def end(saved):
         adjoint.get_working_tape()._package_data.clear()
         saved.clear()
         gc.collect()
 
     node_comm(world)
     for kind in KINDS:
-        mesh = square(8)
-        mesh = phase(kind, "once", lambda: setup(kind, mesh))
+        mesh = phase(kind, "once", begin, kind, square(8))
         V = FunctionSpace(mesh, "DG", 1)
         functions = [Function(V) for _ in range(SAVES + 1)]
         for number, f in enumerate(functions):
             f.dat.data_wo[:] = number + 1/3
         adjoint.continue_disk_checkpointing()
-        saved = [phase(kind, "once", lambda: fd.CheckpointFunction(functions[0]))]
-        saved += phase(kind, "saves", lambda: [fd.CheckpointFunction(f) for f in functions[1:]])
-        restored = phase(kind, "restores", lambda: [checkpoint.restore() for checkpoint in saved[1:]])
+        saved = phase(kind, "once", save, functions[:1]) + phase(kind, "saves", save, functions[1:])
+        restored = phase(kind, "restores", restore, saved[1:])
         assert all((f.dat.data_ro == g.dat.data_ro).all() for f, g in zip(functions[1:], restored))
         adjoint.pause_disk_checkpointing()
-        phase(kind, "once", end)
+        phase(kind, "once", end, saved)
     if world.rank == 0:
         print(json.dumps(messages))
 
@@ -192,8 +196,9 @@ def compare(ranks, counts):
 
 
 def predict(saves=1000, on_node=100):
-    """The formulas as a table: of all ranks, of the busiest service, of each rank."""
-    print(f"| ranks | | files | names | on one service | world calls a rank | file calls a rank |\n|---|---|---|---|---|---|---|")
+    """The formulas as a table."""
+    print("| ranks | | files | names, all ranks | names, busiest disk | MPI calls of a rank, on all | on its file's |")
+    print("|---|---|---|---|---|---|---|")
     for R in (100, 1000, 10_000, 100_000):
         for kind in KINDS:
             F = {"shared file": 1}.get(kind, R if kind.endswith(("rank", "comm")) else R // on_node)
@@ -225,7 +230,8 @@ def main():
 
         import h5py
         from mpi4py import MPI
-        about = {"system": platform.platform(), "python": platform.python_version(), "hdf5": h5py.version.hdf5_version,
+        about = {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+                 "python": platform.python_version(), "hdf5": h5py.version.hdf5_version,
                  "mpi": MPI.Get_library_version().split(",")[0], "firedrake": version("firedrake"),
                  "saves": SAVES, "restores": SAVES}
         options.json.write_text(json.dumps({"about": about, "counts": counts}, indent=1) + "\n")

@@ -290,8 +290,8 @@ def make_folder(comm, parent, files=(), keep=False):
             leftovers.remove(made)
             blind = list(filter(None, blind))
             more = f" and {len(blind) - 8} more" if len(blind) > 8 else ""
-            error = OSError(f"{parent} of rank 0 ({host}) is not the one of {', '.join(blind[:8])}{more}: give the ranks of "
-                            "a file a folder that they share, or let only ranks of one node share files, "
+            error = OSError(f"{parent} of rank 0 ({host}) is not the one of {', '.join(blind[:8])}{more}: give the "
+                            "ranks of a file a folder that they share, or let only ranks of one node share files, "
                             "with checkpoint_comm=localckpt.node_comm(comm)")
         error = comm.bcast(error)
     if error is not None:

@@ -5,9 +5,7 @@ at a path that all have.
 """
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -89,7 +87,7 @@ def start_nodes(tmp_path):
             if holders[-1].stdout.readline() != "there\n":
                 pytest.skip(f"no namespaces for simulated nodes here: {holders[-1].stderr.read().strip()}")
         of_ranks = [str(holder.pid) for holder, n in zip(holders, ranks) for _ in range(n)]
-        enter = f'of=({" ".join(of_ranks)}); exec nsenter -m -u -w -t ${{of[${{OMPI_COMM_WORLD_RANK:-$PMI_RANK}}]}} "$@"'
+        enter = f'of=({" ".join(of_ranks)}); ' 'exec nsenter -m -u -w -t ${of[${OMPI_COMM_WORLD_RANK:-$PMI_RANK}]} "$@"'
         return disk, ["mpiexec", "-n", str(len(of_ranks)), "bash", "-c", enter, "-"]
 
     yield start
