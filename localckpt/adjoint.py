@@ -58,7 +58,8 @@ def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
         False keeps every file, for debugging.
     checkpoint_comm : mpi4py.MPI.Intracomm, optional
         The ranks that share a file: ``MPI.COMM_SELF``, the default, gives each rank its
-        own; saving and restoring is collective on this communicator and on no other.
+        own, :func:`localckpt.node_comm` one to each node or to groups of its ranks; saving and
+        restoring is collective on this communicator and on no other.
     checkpoint_dir : str or sequence of str, optional
         Folder for the checkpoints, visible to all ranks of a `checkpoint_comm`. Where several
         are given, a rank whose checkpoints no longer fit into one goes on in the next;
@@ -72,7 +73,8 @@ def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
     Raises
     ------
     OSError
-        If no file can be made there, on every rank of `comm`.
+        If no file can be made there, or ranks of a `checkpoint_comm` do not see the same folder;
+        on every rank of `comm`.
     ValueError
         If `checkpoint_comm` has ranks that `comm` lacks.
 
