@@ -1,4 +1,4 @@
-"""``python -m localckpt``: run a script on localckpt, clean up after dead runs."""
+"""Run a script on localckpt, measure disks, look for what will fail, clean up after dead runs."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import runpy
 import sys
 from dataclasses import asdict
 
-from localckpt import leftovers
+from localckpt import leftovers, tools
 
 
 def run(target, arguments, module):
@@ -40,15 +40,44 @@ def clean(folders, really, as_json):
     return 1 if left else 0
 
 
+def positive(word):
+    if not float(word) > 0:
+        raise ValueError
+    return float(word)
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m localckpt", description=__doc__)
+    name = "localckpt" if os.path.basename(sys.argv[0]) == "localckpt" else "python -m localckpt"
+    parser = argparse.ArgumentParser(prog=name, description=__doc__, epilog="Exit status: 2 for a command line that "
+                                     "says nothing, else as each command's help says.")
     commands = parser.add_subparsers(required=True, metavar="command")
     command = commands.add_parser("run", help="run an unmodified script or module on localckpt",
-                                  usage="%(prog)s (script.py | -m module) [arguments ...]")
+                                  usage="%(prog)s (script.py | -m module) [arguments ...]",
+                                  epilog="Exit status: the script's.")
     command.add_argument("-m", dest="module", action="store_true", help="the target is a module")
     command.add_argument("target", help="script or module that uses Firedrake's enable_disk_checkpointing")
-    command.add_argument("arguments", nargs=argparse.REMAINDER, help="its own arguments")
+    command.add_argument("arguments", nargs=argparse.REMAINDER, help="its own arguments, and PETSc's options")
     command.set_defaults(call=lambda given: run(given.target, given.arguments, given.module))
+
+    command = commands.add_parser(
+        "bench", help="measure what checkpoints cost on your disks, in about a minute",
+        description="Save and restore small and large arrays in each folder, through both engines, beside plain calls; "
+                    "say what a timestep costs, and which folder to take. Under mpiexec all ranks do so at once.",
+        epilog="Exit status: 0, or 1 if a folder could not be measured.")
+    command.add_argument("--dir", nargs="+", metavar="D", help="folders (default: those that a run may choose)")
+    command.add_argument("--timestep", type=positive, default=100, metavar="MB",
+                         help="what a rank stores in a timestep (default: %(default)s)")
+    command.add_argument("--seconds", type=positive, default=60, help="how long to measure (default: %(default)s)")
+    command.add_argument("--json", action="store_true", help="print a JSON object")
+    command.set_defaults(call=lambda given: tools.bench(given.dir, given.timestep * 1e6, given.seconds, given.json))
+    command = commands.add_parser(
+        "doctor", help="look for what will make a run fail, or slow",
+        description="Say what is installed, how ranks are grouped, where checkpoints go on each node and where they "
+                    "could, what limits there are, and what to do about each. Under mpiexec: of all nodes.",
+        epilog="Exit status: 0, or 1 if a run will fail.")
+    command.add_argument("--dir", nargs="+", metavar="D", default=[], help="further folders to look at")
+    command.add_argument("--json", action="store_true", help="print a JSON object")
+    command.set_defaults(call=lambda given: tools.doctor(given.dir, given.json))
     command = commands.add_parser(
         "clean", help="remove what killed runs have left on this node",
         description="List the folders that runs have made, and what becomes of each: one that a live run uses, "

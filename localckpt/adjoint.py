@@ -27,13 +27,14 @@ from firedrake.adjoint_utils.checkpointing import (
     stop_disk_checkpointing,
 )
 from mpi4py import MPI
+from petsc4py import PETSc
 from pyadjoint import OverloadedType, get_working_tape
 from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
 from localckpt import leftovers, node_comm, seam
 from localckpt.functions import FunctionStore, check_ranks, content, new_function
-from localckpt.places import Place, Watch, agree, announce, choose_engine, choose_tiers, make_folder, next_folder
+from localckpt.places import Place, Watch, agree, announce, choose_engine, choose_tiers, log, make_folder, next_folder
 from localckpt.store import Store
 
 __all__ = ["checkpointable_mesh", "continue_disk_checkpointing", "disk_checkpointing",
@@ -86,11 +87,15 @@ def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
 
     The PETSc option ``-localckpt_dir_limit`` gives the bytes that checkpoints may take on each
     node in each of the folders: one number for all, or one for each, separated by commas.
+    With ``-localckpt_view`` rank 0 prints its part of :meth:`DiskCheckpointer.summary` in the end.
     """
     tape = get_working_tape()
     if "firedrake" not in tape._package_data:
         tape._package_data["firedrake"] = DiskCheckpointer(
             dirname, comm, cleanup, checkpoint_comm, checkpoint_dir, engine=engine)
+
+
+_living: weakref.WeakSet = weakref.WeakSet()  # checkpointers
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class DiskCheckpointer(TapePackageData):
     """What a tape knows of its disk checkpoints. Collective on `comm` to make.
 
     Parameters are those of :func:`enable_disk_checkpointing`. No other method than the
-    file that ``checkpointable_mesh`` asks for communicates.
+    file that ``checkpointable_mesh`` asks for, and :meth:`summary`, communicates.
     """
 
     def __init__(self, dirname=None, comm=COMM_WORLD, cleanup=True,
@@ -150,7 +155,9 @@ class DiskCheckpointer(TapePackageData):
         folders = self._mesh_folders
         if self.checkpoint_comm.rank == 0:
             folders.append(self.dirname)
-        self._finalizer = weakref.finalize(self, _finish, store, folders if cleanup else [], os.getpid())
+        view = comm.rank == 0 and PETSc.Options("localckpt_").getBool("view", False)
+        self._finalizer = weakref.finalize(self, _finish, store, folders if cleanup else [], os.getpid(), view)
+        _living.add(self)
 
     def _file(self, name):
         return CheckpointFileName(os.path.join(self.dirname, name), self.checkpoint_comm, self.checkpoint_comm)
@@ -225,6 +232,21 @@ class DiskCheckpointer(TapePackageData):
             self._mesh_file = CheckpointFileName(path, self.comm)
         return self._mesh_file
 
+    def summary(self):
+        """What was saved and restored so far. Collective on `comm`.
+
+        Rank 0 also logs it (logger ``localckpt``, level INFO).
+
+        Returns
+        -------
+        localckpt.store.Summary
+            The same on every rank.
+        """
+        summary = self._functions.store.summary.over(self.comm)
+        if self.comm.rank == 0:
+            log.info("%s", summary)
+        return summary
+
     # What the tape calls
 
     def clear(self, init=True):
@@ -273,12 +295,34 @@ class DiskCheckpointer(TapePackageData):
         self._watch.step()
 
 
-def _finish(store, folders, process):
+def _finish(store, folders, process, view):
     if os.getpid() != process:  # a forked child has no part in it
         return
     store.retire()
     for folder in folders:
         leftovers.remove(folder)
+    if view:  # of this rank alone: others may have ended already
+        print(store.summary, flush=True)
+
+
+class ProgressBar(firedrake.ProgressBar):
+    """Firedrake's progress bar, for ``tape.progress_bar``, with the pace of checkpoints beside the step.
+
+    It shows how many MB a second rank 0 has written while it saved, and read while it restored, since the
+    last step. Parameters are Firedrake's.
+    """
+
+    width = 24
+    suffix = firedrake.ProgressBar.suffix + "%(pace)s"
+    _last = None
+
+    @property
+    def pace(self):
+        stores = [checkpointer._functions.store.summary for checkpointer in _living]
+        now = tuple(sum(getattr(s, name) for s in stores) for name in ("written", "saving", "read", "restoring"))
+        moved, self._last = [after - before for after, before in zip(now, self._last or now)], now
+        write, read = (f"{n / 1e6 / s:.0f}" if n > 0 and s > 0 else "-" for n, s in (moved[:2], moved[2:]))
+        return f" write {write} read {read} MB/s"
 
 
 class LocalCheckpoint(fd.CheckpointFunction):

@@ -124,7 +124,7 @@ def choose_place():
     -------
     Place
     """
-    named = PETSc.Options("localckpt_").getString("dir", "")
+    named = os.path.expandvars(PETSc.Options("localckpt_").getString("dir", ""))
     if usable(named):
         return Place.at(named)
     if named:
@@ -203,14 +203,14 @@ class Watch:
     def step(self):
         """A timestep has been saved."""
         store = self.store
-        if store.written == self.written:
+        if store.summary.written == self.written:
             return  # nothing new on any disk
         tier = store.last
         room = self.room(tier)
         if self.written == 0 and self.rank == 0:
             log.info("the first timestep takes %.3g MB on this rank; there is room for at least %d more like it",
-                     store.written / 1e6, room // store.written)
-        self.written = store.written
+                     store.summary.written / 1e6, room // store.summary.written)
+        self.written = store.summary.written
         if room < 0.1 * self.first.setdefault(tier, room):
             self.first[tier] = 0  # said once
             log.warning("%s: %.3g MB for each rank are left in %s", MPI.Get_processor_name(), room / 1e6,

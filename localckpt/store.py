@@ -1,7 +1,7 @@
 """Arrays on disk, stored once however often they are saved."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import inf
 from time import monotonic
 from typing import Any
@@ -17,7 +17,7 @@ from localckpt._vecfile import VecFile
 from localckpt.engines import DirectEngine, ViewerEngine
 from localckpt.places import Place, choose_engine, log, next_folder
 
-__all__ = ["Store", "Stored"]
+__all__ = ["Store", "Stored", "Summary"]
 
 # Mapping a row beats reading it from about this size on (benchmarks/test_iteration.py).
 MAP_FROM = 1 << 18
@@ -35,6 +35,49 @@ class Stored:
     nbytes: int
     digest: bytes
     verified: float = -inf  # when it was last read back and found right
+
+    def __del__(self):
+        if self.store.cleanup:
+            self.store.summary.live -= self.nbytes
+
+
+@dataclass(slots=True)
+class Summary:
+    """What was saved and restored in all tiers, on one rank or (:meth:`over`) on all."""
+
+    saves: int = 0     #: of arrays, one for each component of a Function
+    repeats: int = 0   #: saves of bytes that were on disk already
+    restores: int = 0  #: of arrays
+    saved: int = 0     #: bytes that were to be saved
+    written: int = 0   #: bytes that went to disk
+    read: int = 0      #: bytes that came back from it
+    live: int = 0      #: bytes on disk that somebody holds; up to a quarter as much is reserved for more
+    peak: int = 0      #: the most that `live` was, or the sum of each rank's most
+    saving: float = 0.0     #: seconds in :meth:`Store.put`, on the slowest rank
+    restoring: float = 0.0  #: seconds in :meth:`Store.get`, on that rank
+    tiers: list[str] = field(default_factory=list)  #: folders that were used
+    ranks: int = 1
+    slowest_rank: int = 0
+    slowest_host: str = field(default_factory=MPI.Get_processor_name)
+
+    def over(self, comm):
+        """That of all ranks. Collective on `comm`."""
+        everyone = comm.allgather(self)
+        slowest = max(everyone, key=lambda one: one.saving + one.restoring)
+        total = replace(slowest, tiers=[*dict.fromkeys(tier for one in everyone for tier in one.tiers)],
+                        ranks=comm.size, slowest_rank=everyone.index(slowest))
+        for name in ("saves", "repeats", "restores", "saved", "written", "read", "live", "peak"):
+            setattr(total, name, sum(getattr(one, name) for one in everyone))
+        return total
+
+    def __str__(self):
+        whose = f"all {self.ranks} ranks, the slowest:" if self.ranks > 1 else "one rank:"
+        return (f"checkpoints of {whose} rank {self.slowest_rank} on {self.slowest_host}\n"
+                f"    saves    {self.saves:12} {self.saved / 1e6:12.3f} MB {self.saving:10.3f} s\n"
+                f"    repeats  {self.repeats:12} {(self.saved - self.written) / 1e6:12.3f} MB not written\n"
+                f"    restores {self.restores:12} {self.read / 1e6:12.3f} MB {self.restoring:10.3f} s\n"
+                f"    on disk  {'':12} {self.live / 1e6:12.3f} MB, at most {self.peak / 1e6:.3f} MB\n"
+                f"    in       {', '.join(self.tiers) or 'no folder'}")
 
 
 class Store:
@@ -67,11 +110,11 @@ class Store:
     ----------
     failure : CheckpointError or None
         Set to why an array was lost: from then on every :meth:`put` and :meth:`get` raises it.
-    written : int
-        Bytes that were ever written from this rank, to this file or to later ones.
+    summary : Summary
+        Of this rank, this file and later ones.
     """
 
-    def __init__(self, comm, path, cleanup=True, engine="direct", *, limit=inf, tiers=()):
+    def __init__(self, comm, path, cleanup=True, engine="direct", *, limit=inf, tiers=(), summary=None):
         self.comm = comm
         self.path = path
         self.cleanup = cleanup
@@ -80,7 +123,7 @@ class Store:
         self.direct = engine == "direct"
         self.collective = not self.direct and comm.size > 1  # whether get is
         self.failure = None
-        self.written = 0
+        self.summary = summary or Summary()
         self._agrees = self.direct and comm.size > 1
         self._engine = None
         self._known: WeakValueDictionary = WeakValueDictionary()  # size, content hash -> Stored
@@ -111,8 +154,11 @@ class Store:
         StorageError
             The last tier's, where no tier takes it.
         """
+        began = monotonic()
         digest = xxh3_128_digest(array if valid is None else array[:valid])
-        content = array.nbytes, digest
+        nbytes = array.nbytes
+        content = nbytes, digest
+        summary = self.summary
         stored = None
         try:
             engine = self._engine or self._open()
@@ -123,16 +169,22 @@ class Store:
             if not self.collective:
                 stored = self._known.get(content)
             if stored is None:
-                stored = Stored(self, engine.write(key, array), key, array.nbytes, digest)
-                self.written += array.nbytes
+                stored = Stored(self, engine.write(key, array), key, nbytes, digest)
                 self._known[content] = stored
+                summary.written += nbytes
+                summary.live += nbytes
+                if summary.live > summary.peak:
+                    summary.peak = summary.live
+            else:
+                summary.repeats += 1
         except CheckpointError:
             raise
         except OSError as exc:
-            following = self._following(exc)
-            before = following.written
-            stored = self._known[content] = following.put(key, array, valid)
-            self.written += following.written - before
+            stored = self._known[content] = self._following(exc).put(key, array, valid)
+            return stored
+        summary.saves += 1
+        summary.saved += nbytes
+        summary.saving += monotonic() - began
         return stored
 
     def get(self, stored, shape, dtype, valid=None):
@@ -162,24 +214,34 @@ class Store:
         """
         if self.failure is not None:
             raise self.failure.with_traceback(None)
+        began = monotonic()
         row, owner = stored.row, stored.store
-        if owner.direct and stored.nbytes >= MAP_FROM:
+        stale = began - stored.verified > RECENT
+        mapped = owner.direct and stored.nbytes >= MAP_FROM
+        if mapped:
             array = row.map(shape, dtype)
         else:
             array = np.empty(shape, dtype)
             row.read(array)
-        now = monotonic()
-        if now - stored.verified > RECENT:
-            if xxh3_128_digest(array if valid is None else array[:valid]) != stored.digest:
-                raise ChecksumMismatch("what was read is not what was stored", owner.path, stored.key,
-                                       owner.comm.rank)
-            stored.verified = now
+        if stale and xxh3_128_digest(array if valid is None else array[:valid]) != stored.digest:
+            raise ChecksumMismatch("what was read is not what was stored", owner.path, stored.key, owner.comm.rank)
+        ended = monotonic()
+        if stale:
+            stored.verified = ended
+        summary = self.summary
+        summary.restores += 1
+        if stale or not mapped:  # otherwise nothing has come from the disk yet
+            summary.read += stored.nbytes
+        summary.restoring += ended - began
         return array
 
     def _open(self):
         path = self.path + ".data" if self.cleanup else self.path
         file = VecFile(self.comm, path, "x" if self.cleanup else "w")
         self._engine = (DirectEngine if self.direct else ViewerEngine)(file, self.cleanup, self.limit)
+        folder = os.path.dirname(os.path.dirname(self.path))
+        if folder not in self.summary.tiers:
+            self.summary.tiers.append(folder)
         if self.cleanup and self.comm.rank == 0:  # opening has made sure that all ranks hold it
             os.unlink(path)
         return self._engine
@@ -193,7 +255,8 @@ class Store:
             folder, tier = next_folder(MPI.COMM_SELF, tiers, keep=not self.cleanup)
             place = Place.at(tier.path)
             store = Store(MPI.COMM_SELF, os.path.join(folder, "current.h5"), self.cleanup,
-                          choose_engine(MPI.COMM_SELF, place), limit=tier.limit, tiers=tiers)
+                          choose_engine(MPI.COMM_SELF, place), limit=tier.limit, tiers=tiers,
+                          summary=self.summary)
             try:
                 store._open()
             except OSError as exc:
