@@ -228,7 +228,8 @@ def bench(named, timestep, budget, as_json):
     likely = [*(tier.path for tier in choose_tiers(None, node.size)), *leftovers.usual()]
     disks = {os.stat(path).st_dev: path for path in filter(usable, reversed(likely))}
     named = world.bcast(named or [*disks.values()][::-1])
-    results, costs = {}, {}
+    results: dict[str, dict] = {}
+    costs = {}
     for folder in named:
         error, found = None, {}
         try:

@@ -1,0 +1,74 @@
+"""What a run says of its checkpoints: on request, when it ends, and beside each step."""
+
+import io
+import logging
+import re
+from pathlib import Path
+
+import pytest
+from burgers import STEPS, record_on_disk, sweep
+from mpi4py import MPI
+
+from localckpt.adjoint import ProgressBar
+
+WORLD = MPI.COMM_WORLD
+
+RUN = """
+sys.path.insert(0, sys.argv[1])
+from burgers import record_on_disk, sweep
+from firedrake.adjoint import continue_annotation
+continue_annotation()
+functional = record_on_disk(checkpoint_dir=sys.argv[2])
+sweep(functional, 1.0)
+print("done", flush=True)
+"""
+
+
+@pytest.fixture
+def checkpointer(tape, tmp_path):
+    """Of a tape that was evaluated once."""
+    sweep(record_on_disk(checkpoint_dir=str(tmp_path)), 1.0)
+    return tape._package_data["firedrake"]
+
+
+@pytest.mark.parallel([1, 3])
+def test_summary_is_that_of_all_ranks(checkpointer, caplog):
+    caplog.set_level(logging.INFO, logger="localckpt")
+    summary = checkpointer.summary()
+    assert summary.ranks == WORLD.size
+    assert summary.saves >= WORLD.size * STEPS and summary.saves > summary.repeats > 0
+    assert summary.restores > 0 and summary.written < summary.saved and summary.saving > 0
+    assert 0 < summary.live <= summary.peak <= summary.written
+    assert len(set(WORLD.allgather(str(summary)))) == 1
+    records = [record for record in caplog.records if record.getMessage() == str(summary)]
+    assert [record.levelname for record in records] == ["INFO"] * (WORLD.rank == 0)
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("end", ["", "raise SystemExit(3)"])
+def test_summary_is_printed_when_the_run_ends_if_asked_for(run_script, tmp_path, ranks, end, monkeypatch):
+    monkeypatch.setenv("PETSC_OPTIONS", "-localckpt_view")
+    done = run_script(RUN + end, Path(__file__).parent, tmp_path, ranks=ranks)
+    said = done.stdout.partition("done")[2].split()
+    assert said.count("saves") == 1 and str(tmp_path) in said, done.stderr
+    assert (done.returncode != 0) == bool(end)
+
+
+def test_summary_is_not_printed_otherwise(run_script, tmp_path):
+    assert run_script(RUN, Path(__file__).parent, tmp_path).stdout == "done\n"
+
+
+@pytest.mark.parallel([1, 2])
+def test_progress_bar_shows_the_pace_of_checkpoints_on_rank_0(tape, tmp_path):
+    class Bar(ProgressBar):
+        file = io.StringIO()
+
+    tape.progress_bar = Bar
+    sweep(record_on_disk(checkpoint_dir=str(tmp_path)), 1.3)  # another control than was taped: new bytes
+    lines = re.split(r"[\r\n]+", Bar.file.getvalue())
+    if WORLD.rank == 0:
+        assert any(re.search(rf"Evaluating Functional .* [1-9]/{STEPS} .* write \d+ read", line) for line in lines)
+        assert any(re.search(rf"Evaluating Adjoint .* [1-9]/{STEPS} .* read \d+ MB/s", line) for line in lines)
+        assert all("write - read - MB/s" in line for line in lines if " 0/" in line)  # nothing of an earlier one
+    else:
+        assert lines == [""]
