@@ -64,7 +64,7 @@ def versions():
                 yield Finding(subject, describe(import_module(module)))
         except Exception as exc:  # an import may raise anything
             absent = getattr(exc, "name", None) == "firedrake"
-            yield Finding(subject, "not installed" if absent else f"{type(exc).__name__}: {exc}",
+            yield Finding(subject, "not installed" if absent else f"{type(exc).__name__}: {' '.join(str(exc).split())}",
                           "without it there is VecFile, and no tape" if absent else todo, not absent)
 
 

@@ -57,6 +57,9 @@ def test_into_an_environment_that_is_there(tree, tmp_path):
     for shipped in [*tree.glob("localckpt/*.p[yx]*"), *tree.glob("localckpt/py.typed")]:
         assert (site / "localckpt" / shipped.name).exists()
 
+    asked = run(overlay / "bin" / "localckpt", "clean", tmp_path / "a clone", cwd=tmp_path)
+    assert (asked.returncode, asked.stdout) == (0, f"nothing in {tmp_path / 'a clone'}\n")
+
     used = run(python, "-c", """if True:
         import localckpt, sys
         from mpi4py import MPI
