@@ -4,11 +4,8 @@ import ctypes
 import json
 import os
 import resource
-import socket
 import sys
-import tempfile
 import warnings
-from collections import deque
 from importlib import import_module
 from importlib.metadata import distributions
 from math import inf
@@ -136,7 +133,7 @@ def folders(named, ranks):
 def doctor(named, as_json):
     """Print, on rank 0, what runs will find on the nodes of COMM_WORLD. Collective on COMM_WORLD."""
     found = list(versions())
-    nodes, first = [(socket.gethostname(), 1, found)], True
+    nodes, first = [(os.uname().nodename, 1, found)], True
     if not any(finding.fatal for finding in found[:4]):  # else nothing to look with, or to talk over
         from mpi4py import MPI
         world, node = MPI.COMM_WORLD, MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
@@ -176,7 +173,7 @@ def seconds(budget, call, *args):
 
 def save(store, held, array):
     array[0] += 1  # else nothing is written
-    held.append(store.put("bench", array))
+    held[:] = held[-1:] + [store.put("bench", array)]
 
 
 def restore(store, held, array):
@@ -184,19 +181,19 @@ def restore(store, held, array):
     store.get(held[-1], array.shape, array.dtype)
 
 
-def measure(folder, nbytes, budget):
-    """What was done with how many bytes in how many seconds; past the page cache for `nbytes` in all."""
+def measure(folder, ranks, budget):
+    """What was done with how many bytes in how many seconds; so many ranks share memory and disk."""
     from mpi4py import MPI
 
     from localckpt.store import Store
     share, found, made = budget / 18, {}, leftovers.make(folder)
     try:
-        with tempfile.TemporaryFile(dir=made, buffering=0) as file:
+        with open(f"{made}/plain", "w+b", buffering=0) as file:
             number = file.fileno()
-            for size in 8_000, 32_000_000:
+            for size in 8_000, max(1_000_000, 32_000_000 // ranks // 8 * 8):
                 array, other = np.random.default_rng(1).random((2, size // 8))
                 for engine in "direct", "viewer":
-                    store, held = Store(MPI.COMM_SELF, f"{made}/{engine}", engine=engine), deque((), 2)  # type: ignore
+                    store, held = Store(MPI.COMM_SELF, f"{made}/{engine}", engine=engine), []  # type: ignore[var-annotated]
                     found[f"save, {engine} engine", size] = seconds(share, save, store, held, array)
                     found[f"restore, {engine} engine", size] = seconds(share, restore, store, held, array)
                     store.retire()
@@ -205,7 +202,7 @@ def measure(folder, nbytes, budget):
                 found["memcpy", size] = seconds(share, np.copyto, other, array)
             os.ftruncate(number, 0)
             moved, begin = 0, perf_counter()
-            while moved < nbytes and perf_counter() < begin + 2 * share:
+            while moved < 2**29 // ranks and perf_counter() < begin + 2 * share:
                 moved += os.pwrite(number, array, moved)
                 os.fdatasync(number)
             found["write past the page cache", size] = (perf_counter() - begin) * size / moved
@@ -224,8 +221,9 @@ def bench(named, timestep, budget, as_json):
     from mpi4py import MPI
 
     from localckpt.places import Place, choose_engine, choose_tiers, usable
-    world, node = MPI.COMM_WORLD, MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
-    likely = [*(tier.path for tier in choose_tiers(None, node.size)), *leftovers.usual()]
+    world = MPI.COMM_WORLD
+    ranks = world.allreduce(world.Split_type(MPI.COMM_TYPE_SHARED).size, MPI.MAX)
+    likely = [*(tier.path for tier in choose_tiers(None, ranks)), *leftovers.usual()]
     disks = {os.stat(path).st_dev: path for path in filter(usable, reversed(likely))}
     named = world.bcast(named or [*disks.values()][::-1])
     results: dict[str, dict] = {}
@@ -234,7 +232,7 @@ def bench(named, timestep, budget, as_json):
         error, found = None, {}
         try:
             place = Place.at(os.path.expandvars(folder))
-            found = measure(place.path, 2**29 // node.size, budget / len(named))
+            found = measure(place.path, ranks, budget / len(named))
         except OSError as exc:
             error = f"{MPI.Get_processor_name()}: {exc}"
         results[folder] = {"error": next(filter(None, world.allgather(error)), None)}
@@ -248,7 +246,7 @@ def bench(named, timestep, budget, as_json):
                 found[what, timestep] = found[doing, size] / size * timestep
             if not place.in_ram:
                 costs[folder] = sum([*found.values()][-4:])
-            results[folder] = {"filesystem": place.filesystem, "timesteps": int(place.free / node.size / timestep),
+            results[folder] = {"filesystem": place.filesystem, "timesteps": int(place.free / ranks / timestep),
                                "times": [(*what, spent) for what, spent in found.items()]}
     take = min(costs, key=costs.__getitem__, default=None)
     if world.rank == 0 and as_json:

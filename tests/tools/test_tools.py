@@ -155,7 +155,7 @@ def test_bench_on_several_ranks_prints_once_and_passes_over_what_it_cannot_measu
     lines = done.stdout.splitlines()
     assert done.returncode == 1
     assert lines[0].startswith(f"{tmp_path}/not: ") and "No such file" in lines[0]
-    assert lines[1].startswith(f"{tmp_path}: ") and lines[-1].startswith(("take ", "none "))
+    assert lines[1].startswith(f"{tmp_path}: ") and " 16 MB " in lines[9] and lines[-1].startswith(("take ", "none "))
     assert len(lines) == 23
 
 
