@@ -298,11 +298,12 @@ class DiskCheckpointer(TapePackageData):
 def _finish(store, folders, process, view):
     if os.getpid() != process:  # a forked child has no part in it
         return
+    summary = str(store.summary)
     store.retire()
     for folder in folders:
         leftovers.remove(folder)
     if view:  # of this rank alone: others may have ended already
-        print(store.summary, flush=True)
+        print(summary, flush=True)
 
 
 class ProgressBar(firedrake.ProgressBar):

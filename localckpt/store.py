@@ -36,10 +36,6 @@ class Stored:
     digest: bytes
     verified: float = -inf  # when it was last read back and found right
 
-    def __del__(self):
-        if self.store.cleanup:
-            self.store.summary.live -= self.nbytes
-
 
 @dataclass(slots=True)
 class Summary:
@@ -51,7 +47,7 @@ class Summary:
     saved: int = 0     #: bytes that were to be saved
     written: int = 0   #: bytes that went to disk
     read: int = 0      #: bytes that came back from it
-    live: int = 0      #: bytes on disk that somebody holds; up to a quarter as much is reserved for more
+    live: int = 0      #: bytes that the files written to take on disk, with what is reserved for more
     peak: int = 0      #: the most that `live` was, or the sum of each rank's most
     saving: float = 0.0     #: seconds in :meth:`Store.put`, on the slowest rank
     restoring: float = 0.0  #: seconds in :meth:`Store.get`, on that rank
@@ -110,8 +106,6 @@ class Store:
     ----------
     failure : CheckpointError or None
         Set to why an array was lost: from then on every :meth:`put` and :meth:`get` raises it.
-    summary : Summary
-        Of this rank, this file and later ones.
     """
 
     def __init__(self, comm, path, cleanup=True, engine="direct", *, limit=inf, tiers=(), summary=None):
@@ -123,7 +117,7 @@ class Store:
         self.direct = engine == "direct"
         self.collective = not self.direct and comm.size > 1  # whether get is
         self.failure = None
-        self.summary = summary or Summary()
+        self._summary = summary or Summary()
         self._agrees = self.direct and comm.size > 1
         self._engine = None
         self._known: WeakValueDictionary = WeakValueDictionary()  # size, content hash -> Stored
@@ -158,7 +152,7 @@ class Store:
         digest = xxh3_128_digest(array if valid is None else array[:valid])
         nbytes = array.nbytes
         content = nbytes, digest
-        summary = self.summary
+        summary = self._summary
         stored = None
         try:
             engine = self._engine or self._open()
@@ -172,9 +166,6 @@ class Store:
                 stored = Stored(self, engine.write(key, array), key, nbytes, digest)
                 self._known[content] = stored
                 summary.written += nbytes
-                summary.live += nbytes
-                if summary.live > summary.peak:
-                    summary.peak = summary.live
             else:
                 summary.repeats += 1
         except CheckpointError:
@@ -228,7 +219,7 @@ class Store:
         ended = monotonic()
         if stale:
             stored.verified = ended
-        summary = self.summary
+        summary = self._summary
         summary.restores += 1
         if stale or not mapped:  # otherwise nothing has come from the disk yet
             summary.read += stored.nbytes
@@ -240,8 +231,8 @@ class Store:
         file = VecFile(self.comm, path, "x" if self.cleanup else "w")
         self._engine = (DirectEngine if self.direct else ViewerEngine)(file, self.cleanup, self.limit)
         folder = os.path.dirname(os.path.dirname(self.path))
-        if folder not in self.summary.tiers:
-            self.summary.tiers.append(folder)
+        if folder not in self._summary.tiers:
+            self._summary.tiers.append(folder)
         if self.cleanup and self.comm.rank == 0:  # opening has made sure that all ranks hold it
             os.unlink(path)
         return self._engine
@@ -256,7 +247,7 @@ class Store:
             place = Place.at(tier.path)
             store = Store(MPI.COMM_SELF, os.path.join(folder, "current.h5"), self.cleanup,
                           choose_engine(MPI.COMM_SELF, place), limit=tier.limit, tiers=tiers,
-                          summary=self.summary)
+                          summary=self._summary)
             try:
                 store._open()
             except OSError as exc:
@@ -270,6 +261,18 @@ class Store:
                         MPI.Get_processor_name(), cause, place.path, place.filesystem, place.free / 1e9)
             self._next = store
         return self._next
+
+    @property
+    def taken(self):
+        """int: bytes that this file and later ones take on disk. Not collective."""
+        return (self._engine.taken if self._engine is not None else 0) + (self._next.taken if self._next else 0)
+
+    @property
+    def summary(self):
+        """Summary: of what went through this file and later ones, on this rank. Not collective."""
+        self._summary.live = self.taken
+        self._summary.peak = max(self._summary.peak, self._summary.live)
+        return self._summary
 
     @property
     def last(self):
@@ -303,6 +306,7 @@ class Store:
 
         The next array begins a new file.
         """
+        self.summary  # noqa: B018  (notes the peak)
         if self._engine is not None:
             self._engine.retire()
             self._engine = None
