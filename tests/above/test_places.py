@@ -82,6 +82,12 @@ def test_the_option_comes_before_every_variable(folders, monkeypatch, option):
     assert choose_place().path == str(folders)
 
 
+def test_variables_in_the_option_are_expanded_on_each_node(folders, monkeypatch, option):
+    monkeypatch.setenv("MINE", str(folders))
+    option("$MINE/system")
+    assert choose_tiers(None, 1) == [Tier(str(folders / "system"))]
+
+
 @pytest.mark.parametrize("value", ["", "missing", "file"])
 def test_a_variable_that_names_no_folder_is_passed_over(value, folders, monkeypatch):
     (folders / "file").touch()
