@@ -1,4 +1,5 @@
-# make demo | test | lint | docs | soak | sanitize | python.  Each first installs what is missing (scripts/install-stack).
+# make demo | quick | test | lint | docs | bench | soak | sanitize | matrix | conformance | python: see CONTRIBUTING.md.
+# Each first installs what is missing (scripts/install-stack).
 # To use an environment of your own instead: make test PYTHON=/path/to/python
 
 PYTHON = $$(scripts/install-stack)
@@ -6,11 +7,15 @@ DEMO = examples/burgers.py --compare
 TESTS = tests
 RANKS = 1 2 3
 SOAK = 500
+CHECKOUT = $(error name a checkout of Firedrake: make conformance CHECKOUT=/path/to/firedrake)
+FIREDRAKE_TESTS = adjoint/test_disk_checkpointing.py adjoint/test_burgers_newton.py \
+    adjoint/test_checkpointing_multistep.py output/test_adjoint_disk_checkpointing.py
+DIFFER = test_checkpoint_indices_pruning# of a private dictionary that only Firedrake's own class has
 
 SHELL = bash
 .SHELLFLAGS = -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test lint docs soak sanitize python
+.PHONY: demo test lint docs soak sanitize python conformance
 unexport PETSC_DIR PETSC_ARCH PYTHONPATH PYTHONHOME  # of another stack than this one
 
 export OMPI_ALLOW_RUN_AS_ROOT = 1
@@ -83,6 +88,37 @@ sanitize:
 	cd build/sanitize
 	PYTHONPATH=$$PWD/lib LD_PRELOAD="$$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	    "$$python" -P -m pytest ../../tests/below ../../tests/above -m 'parallel[1]' -p no:cacheprovider
+
+# Firedrake's tests of checkpointing as they are in CHECKOUT: without localckpt, then on it with each engine.
+# PETSc's log (-log_view) counts what localckpt stored and read on the busiest rank.
+conformance:
+	@python="$(PYTHON)"
+	export PYTHONPATH=$$PWD
+	logs=$$PWD/build/conformance result=0
+	rm -rf $$logs && mkdir -p $$logs
+	cd $(CHECKOUT)/tests/firedrake
+	for n in 1 3; do for engine in none direct viewer; do
+	    log=$$logs/$$engine-$$n
+	    export PETSC_OPTIONS="-localckpt_engine $$engine -log_view :$$log.events"
+	    set -- -m pytest $(FIREDRAKE_TESTS) -rfE --color=no -p no:cacheprovider -m 'parallel[match]'
+	    [ $$engine = none ] || set -- -m localckpt run "$$@"
+	    set -- "$$python" "$$@"
+	    [ $$n = 1 ] || set -- mpiexec -n $$n "$$@"
+	    timeout --foreground -k 10 1800 "$$@" </dev/null >$$log.log 2>&1 || true
+	    echo "== $$n rank(s), engine $$engine: $$(grep -oE '[0-9]+ (passed|failed|error).* in [0-9.]+s' $$log.log | tail -n 1)"
+	    grep -oE '^(FAILED|ERROR) [^ ]+' $$log.log | sort -u >$$log.failed || true
+	    if [ $$engine != none ]; then
+	        awk '/^localckpt(Save|Load) / {print $$1, $$2}' $$log.events | tee $$log.counts
+	        grep -vxFf $$logs/none-$$n.failed $$log.failed | grep -v $(DIFFER) >$$log.unexpected || true
+	        sed -n '/$(DIFFER)/s/^/expected: /p' $$log.failed
+	        sed 's/^/not expected: /' $$log.unexpected
+	        grep -q ' passed' $$log.log && [ $$(wc -l <$$log.counts) = 2 ] && [ ! -s $$log.unexpected ] || result=1
+	    else
+	        sed 's/^/fails without localckpt, too: /' $$log.failed
+	    fi
+	done; done
+	[ $$result = 0 ] || echo "not as it should be: see $$logs"
+	exit $$result
 
 python:
 	@python="$(PYTHON)"
