@@ -67,9 +67,12 @@ def install(ours, checkpoint_class, everywhere=False):
     theirs = places()
     warned = False
 
-    def new(cls, *args, **kwargs):
-        mine = cls is theirs["CheckpointFunction"] and isinstance(checkpointer(), ours)
-        return object.__new__(checkpoint_class if mine else cls)
+    def init_checkpoint(self, *args, **kwargs):  # and not __new__: a class never gets over having had one
+        if type(self) is theirs["CheckpointFunction"] and isinstance(checkpointer(), ours):
+            self.__class__ = checkpoint_class
+            checkpoint_class.__init__(self, *args, **kwargs)
+        else:
+            theirs_init_checkpoint(self, *args, **kwargs)
 
     def current_checkpoint_file(init=None):
         owner = checkpointer()
@@ -108,12 +111,13 @@ def install(ours, checkpoint_class, everywhere=False):
         return (checkpoint.restore() if isinstance(checkpoint, fd.CheckpointBase) else
                 theirs_restore_ensemble(self, checkpoint))
 
+    theirs_init_checkpoint = vars(theirs["CheckpointFunction"])["__init__"]
     theirs_create = vars(MeshGeometryMixin)["_ad_create_checkpoint"]
     theirs_restore = vars(MeshGeometryMixin)["_ad_restore_at_checkpoint"]
     theirs_create_ensemble = vars(EnsembleFunctionMixin)["_ad_create_checkpoint"]
     theirs_restore_ensemble = vars(EnsembleFunctionMixin)["_ad_restore_at_checkpoint"]
     theirs_init = vars(theirs["DiskCheckpointer"])["__init__"]
-    replace(theirs["CheckpointFunction"], "__new__", new)
+    replace(theirs["CheckpointFunction"], "__init__", init_checkpoint)
     replace(fd, "current_checkpoint_file", current_checkpoint_file)
     replace(theirs["DiskCheckpointer"], "continue_checkpointing", begin)
     replace(theirs["DiskCheckpointer"], "pause_checkpointing", end)

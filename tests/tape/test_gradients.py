@@ -1,8 +1,13 @@
 """Value and gradient under every layout and every schedule are those without a schedule."""
 
+import gc
+
 import pytest
 from burgers import (
+    IN_MEMORY,
+    ON_DISK,
     SCALES,
+    SCHEDULES,
     STEPS,
     assert_same,
     control,
@@ -13,17 +18,11 @@ from burgers import (
     record_on_disk,
     reference,
     replay,
+    rows_in_use,
     sweep,
 )
-from checkpoint_schedules import (
-    HRevolve,
-    MixedCheckpointSchedule,
-    MultistageCheckpointSchedule,
-    SingleDiskStorageSchedule,
-    StorageType,
-    TwoLevelCheckpointSchedule,
-)
 from mpi4py import MPI
+from test_files import open_data
 
 from localckpt.adjoint import LocalCheckpoint, enable_disk_checkpointing
 
@@ -34,22 +33,6 @@ LAYOUTS = {
     "a file per pair": lambda folder: {"checkpoint_comm": pairs(), "checkpoint_dir": folder},
     "one file": lambda folder: {"checkpoint_comm": MPI.COMM_WORLD, "checkpoint_dir": folder},
 }
-
-# Left out: Revolve, which has no disk, and DiskRevolve and PeriodicDiskRevolve, which no
-# tape can be given, with Firedrake's checkpointer or without one: checkpoint_schedules
-# 1.0.4 raises TypeError when asked whether they use the disk.
-SCHEDULES = {
-    "all on disk": lambda: SingleDiskStorageSchedule(),
-    "all on disk, moved": lambda: SingleDiskStorageSchedule(move_data=True),
-    "multistage, memory and disk": lambda: MultistageCheckpointSchedule(STEPS, 1, 2),
-    "multistage, disk": lambda: MultistageCheckpointSchedule(STEPS, 0, 2),
-    # It prefers computing again where the disk costs as much as a step.
-    "hrevolve": lambda: HRevolve(STEPS, 1, 2, wd=0.1, rd=0.1),
-    "mixed, disk": lambda: MixedCheckpointSchedule(STEPS, 2, storage=StorageType.DISK),
-    "two levels, disk": lambda: TwoLevelCheckpointSchedule(2, 1, binomial_storage=StorageType.DISK),
-    "two levels, disk and memory": lambda: TwoLevelCheckpointSchedule(2, 1, binomial_storage=StorageType.RAM),
-}
-
 
 @pytest.mark.parallel([1, 2, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -68,24 +51,63 @@ def test_layout_gives_a_gradient_that_converges(layout, shared_tmp):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedule_gives_the_gradient_of_a_bare_tape(schedule, shared_tmp):
     enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
-    functional = record(SCHEDULES[schedule]())
+    functional = record(SCHEDULES[schedule](STEPS))
     assert_same(replay(functional), reference())
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedule_gives_a_gradient_that_converges(schedule, shared_tmp):
     enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
-    assert convergence(record(SCHEDULES[schedule]())) > 1.9
+    assert convergence(record(SCHEDULES[schedule](STEPS))) > 1.9
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+def kinds_of_checkpoints(schedule, folder, tape):
+    enable_disk_checkpointing(checkpoint_dir=str(folder))
+    functional = record(SCHEDULES[schedule](STEPS))
+    functional(control(1.0))  # recording ends when the first evaluation begins
+    return {type(checkpoint) for checkpoint in disk_checkpoints(tape)}
+
+
+@pytest.mark.parametrize("schedule", ON_DISK)
 def test_schedule_stores_through_localckpt(schedule, shared_tmp, tape):
+    assert kinds_of_checkpoints(schedule, shared_tmp, tape) == {LocalCheckpoint}
+
+
+@pytest.mark.parametrize("schedule", IN_MEMORY)
+def test_schedule_without_a_disk_stores_nothing_there(schedule, shared_tmp, tape):
+    assert kinds_of_checkpoints(schedule, shared_tmp, tape) == set()
+
+
+@pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize("schedule", ON_DISK)
+def test_schedule_holds_no_more_rows_after_five_sweeps_than_after_two(schedule, shared_tmp, tape):
     enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
-    functional = record(SCHEDULES[schedule]())
-    # Recording ends when the first evaluation begins.
-    functional(control(1.0))
-    kinds = {type(checkpoint) for checkpoint in disk_checkpoints(tape)}
-    assert kinds == {LocalCheckpoint}
+    functional = record(SCHEDULES[schedule](STEPS))
+    held = []
+    for _ in range(5):
+        sweep(functional, SCALES[0])
+        held.append(rows_in_use(engine(tape)))
+    assert held[4] == held[1], held
+
+
+@pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize("schedule", ON_DISK)
+def test_schedule_leaves_no_row_and_no_file_behind(schedule, shared_tmp, tape):
+    enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
+    functional = record(SCHEDULES[schedule](STEPS))
+    replay(functional)
+    was = engine(tape)
+    tape.clear_tape()
+    del functional
+    gc.collect()
+    assert rows_in_use(was) == 0
+    del was
+    assert open_data(shared_tmp) == []
+
+
+def engine(tape):
+    """What stores the checkpoints of this tape."""
+    return tape._package_data["firedrake"]._functions.store._engine
 
 
 @pytest.mark.parallel([1, 3])

@@ -1,9 +1,13 @@
 """Attaching to Firedrake can be undone and repeated, and says where it no longer fits."""
 
+import warnings
+
+import firedrake as fd
 import pytest
 from firedrake.adjoint_utils import checkpointing as firedrakes
 from firedrake.adjoint_utils.ensemble_function import EnsembleFunctionMixin
 from firedrake.adjoint_utils.mesh import MeshGeometryMixin
+from mpi4py import MPI
 
 from localckpt import seam
 from localckpt.adjoint import DiskCheckpointer, LocalCheckpoint, enable_disk_checkpointing
@@ -53,16 +57,39 @@ def test_installed_everywhere_firedrakes_enable_makes_ours(detached, shared_tmp,
     assert type(tape._package_data["firedrake"]) is DiskCheckpointer
 
 
-def test_firedrakes_checkpoints_are_its_own_without_a_checkpointer_of_ours(detached, tape):
+def firedrakes_own(folder):
+    """Enable Firedrake's own disk checkpointing on the working tape."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it is not localckpt's
+        firedrakes.enable_disk_checkpointing(checkpoint_comm=MPI.COMM_SELF, checkpoint_dir=str(folder))
+
+
+def kind_and_value(f):
+    """The type of a checkpoint of f and the largest value that it gives back."""
+    checkpoint = firedrakes.CheckpointFunction(f)
+    return type(checkpoint), checkpoint.restore().dat.data_ro.max()
+
+
+@pytest.fixture
+def seven():
+    return fd.Function(fd.FunctionSpace(fd.UnitSquareMesh(2, 2), "CG", 1)).assign(7.0)
+
+
+def test_firedrakes_checkpoints_are_its_own_without_a_checkpointer_of_ours(detached, shared_tmp, seven):
     seam.install(DiskCheckpointer, LocalCheckpoint)
-    assert type(firedrakes.CheckpointFunction.__new__(firedrakes.CheckpointFunction)) \
-        is firedrakes.CheckpointFunction
+    firedrakes_own(shared_tmp)
+    assert kind_and_value(seven) == (firedrakes.CheckpointFunction, 7)
 
 
-def test_checkpoints_are_ours_with_our_checkpointer(detached, shared_tmp):
+def test_checkpoints_are_ours_with_our_checkpointer(detached, shared_tmp, seven):
     seam.install(DiskCheckpointer, LocalCheckpoint)
     enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
-    assert type(firedrakes.CheckpointFunction.__new__(firedrakes.CheckpointFunction)) is LocalCheckpoint
+    assert kind_and_value(seven) == (LocalCheckpoint, 7)
+
+
+def test_firedrakes_checkpoints_work_after_uninstall(detached, shared_tmp, seven):
+    firedrakes_own(shared_tmp)
+    assert kind_and_value(seven) == (firedrakes.CheckpointFunction, 7)
 
 
 @pytest.mark.parametrize("name", ["CheckpointFunction", "DiskCheckpointer", "current_checkpoint_file"])
