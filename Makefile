@@ -1,6 +1,7 @@
 # make demo | quick | test | lint | docs | bench | soak | sanitize | matrix | conformance | python: see CONTRIBUTING.md.
 # Each first installs what is missing (scripts/install-stack).
 # To use an environment of your own instead: make test PYTHON=/path/to/python
+# quick, matrix and matrix-long have PETScs and environments of their own (scripts/quick, scripts/matrix).
 
 PYTHON = $$(scripts/install-stack)
 DEMO = examples/burgers.py --compare
@@ -15,13 +16,16 @@ DIFFER = test_checkpoint_indices_pruning# of a private dictionary that only Fire
 SHELL = bash
 .SHELLFLAGS = -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test lint docs soak sanitize python conformance
+.PHONY: demo test lint docs soak sanitize python conformance quick matrix matrix-long
 unexport PETSC_DIR PETSC_ARCH PYTHONPATH PYTHONHOME  # of another stack than this one
 
 export OMPI_ALLOW_RUN_AS_ROOT = 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 export OMPI_MCA_rmaps_base_oversubscribe = 1
 export OMP_NUM_THREADS = 1
+
+quick:
+	@scripts/quick
 
 demo:
 	@python="$(PYTHON)"
@@ -119,6 +123,13 @@ conformance:
 	done; done
 	[ $$result = 0 ] || echo "not as it should be: see $$logs"
 	exit $$result
+
+# The compiled core, compiled anew for other PETScs and Pythons.
+matrix:
+	@scripts/matrix
+
+matrix-long:
+	@scripts/matrix long
 
 python:
 	@python="$(PYTHON)"

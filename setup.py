@@ -58,7 +58,8 @@ def petsc_configuration():
         stop("PETSc's HDF5 was built without MPI; build HDF5 with --enable-parallel, and PETSc with that one")
     includes = [*petsctools.get_petsc_dirs(subdir="include"), petsc4py.get_include(), mpi4py.get_include()]
     libraries = [folder for folder in petsctools.get_petsc_dirs(subdir="lib") if os.path.isdir(folder)]
-    link = shlex.split(variables.get("PETSC_LIB_BASIC", "-lpetsc"))  # Debian's is called -lpetsc_real
+    link = ["-Wl,--as-needed"]  # _petsc needs none, and can say so where there is another PETSc
+    link += shlex.split(variables.get("PETSC_LIB_BASIC", "-lpetsc"))  # Debian's is called -lpetsc_real
     link += shlex.split(variables.get("HDF5_LIB", "-lhdf5"))
     os.environ.setdefault("CC", compiler)
     return includes, flags, list(dict.fromkeys(libraries)), link
@@ -81,7 +82,7 @@ def extensions():
         )
         for source in sorted(glob.glob("src/*.pyx"))
     ]
-    return cythonize(modules, include_path=[".", "src"], build_dir="build",
+    return cythonize(modules, include_path=[".", "src"], build_dir="build", force=True,
                      compiler_directives={"language_level": 3, "freethreading_compatible": False})
 
 
@@ -89,5 +90,5 @@ setuptools.setup(
     # One word for it in pyproject.toml would be refused by setuptools below 77 or after 2027.
     **{"license_expression" if SETUPTOOLS >= (77,) else "license": "LGPL-3.0-or-later"},
     ext_modules=extensions(),
-    options={"build_ext": {"force": True}},  # objects of another PETSc than this one may lie in build/
+    options={"build_ext": {"force": True}},  # what was compiled for another PETSc may lie in build/
 )

@@ -39,7 +39,12 @@ _home = {"VecFile": "localckpt._vecfile", "TemporaryFunctionCheckpointFile": "lo
 def __getattr__(name):
     if name not in __all__ and name not in _home:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_home.get(name, "localckpt._errors")), name)
+    try:
+        home = import_module(_home.get(name, "localckpt._errors"))
+    except (ImportError, ValueError):
+        import_module("localckpt._petsc")  # says so if it was compiled for another PETSc
+        raise
+    return getattr(home, name)
 
 
 def __dir__():

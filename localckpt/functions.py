@@ -16,6 +16,7 @@ from firedrake.utils import ScalarType
 from mpi4py import MPI
 from xxhash import xxh3_128_digest
 
+from localckpt import _petsc  # noqa: F401  (before what would not load with another PETSc)
 from localckpt._errors import CheckpointError, StorageError
 from localckpt._vecfile import VecFile
 

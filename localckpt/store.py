@@ -1,21 +1,21 @@
 """Arrays on disk, stored once however often they are saved."""
 
 import os
+import weakref
 from dataclasses import dataclass, field, replace
 from math import inf
 from time import monotonic
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 from mpi4py import MPI
 from xxhash import xxh3_128_digest
 
-from localckpt import leftovers
-from localckpt._errors import CheckpointError, ChecksumMismatch
+from localckpt import _petsc, leftovers  # noqa: F401  (_petsc before what would not load with another PETSc)
+from localckpt._errors import CheckpointError, ChecksumMismatch, LayoutMismatch
 from localckpt._vecfile import VecFile
 from localckpt.engines import DirectEngine, ViewerEngine
-from localckpt.places import Place, choose_engine, log, next_folder
+from localckpt.places import Place, choose_engine, choose_tiers, log, next_folder
 
 __all__ = ["Store", "Stored", "Summary"]
 
@@ -120,8 +120,39 @@ class Store:
         self._summary = summary or Summary()
         self._agrees = self.direct and comm.size > 1
         self._engine = None
-        self._known: WeakValueDictionary = WeakValueDictionary()  # size, content hash -> Stored
+        self._known: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # size, content hash -> Stored
         self._next = None
+
+    @classmethod
+    def temporary(cls, comm=MPI.COMM_SELF, folders=None, *, ranks=1):
+        """A store in a folder of its own that goes with it. Collective on `comm`.
+
+        Parameters
+        ----------
+        comm : mpi4py.MPI.Intracomm, optional
+            The ranks that share a file; by default each has its own.
+        folders : str or sequence of str, optional
+            Where, and where to go on when that is full. Default: a node-local folder
+            (:func:`localckpt.places.choose_place`).
+        ranks : int, optional
+            How many share what the PETSc option ``-localckpt_dir_limit`` gives each node.
+
+        Returns
+        -------
+        Store
+
+        Raises
+        ------
+        OSError
+            If no folder can be made there, on every rank of `comm`.
+        """
+        tiers = choose_tiers(folders, ranks)
+        folder, tier = next_folder(comm, tiers)
+        store = cls(comm, os.path.join(folder, "current.h5"), engine=choose_engine(comm, Place.at(tier.path)),
+                    limit=tier.limit, tiers=tiers)
+        if comm.rank == 0:
+            weakref.finalize(store, leftovers.remove, folder)
+        return store
 
     def put(self, key, array, valid=None):
         """Store `array`; the same bytes again are not written again.
@@ -133,7 +164,7 @@ class Store:
         key : str
             Arrays stored under one key have, on each rank, always the same shape and type.
         array : numpy.ndarray
-            C-contiguous.
+            C-contiguous; of a Vec, its ``array_r``.
         valid : int, optional
             So many entries along the first axis matter; those after them may come back as
             anything. Default: all.
@@ -178,8 +209,8 @@ class Store:
         summary.saving += monotonic() - began
         return stored
 
-    def get(self, stored, shape, dtype, valid=None):
-        """A new array with what was stored.
+    def get(self, stored, shape=None, dtype=None, valid=None, *, out=None):
+        """An array with what was stored.
 
         Collective on the store's communicator if :attr:`collective`.
 
@@ -191,6 +222,8 @@ class Store:
         dtype : numpy.dtype
         valid : int, optional
             As it was stored.
+        out : numpy.ndarray, optional
+            The array to fill, instead of a new one of that shape and dtype; of a Vec, its ``array_w``.
 
         Returns
         -------
@@ -201,18 +234,23 @@ class Store:
         ------
         ChecksumMismatch
             If the bytes are not those that were stored, unless they were right a second ago.
+        LayoutMismatch
+            If `out` is not of the size that was stored.
         StorageError
         """
         if self.failure is not None:
             raise self.failure.with_traceback(None)
         began = monotonic()
         row, owner = stored.row, stored.store
+        if out is not None and out.nbytes != stored.nbytes:
+            raise LayoutMismatch(f"stored are {stored.nbytes} bytes, to be read are {out.nbytes}", owner.path,
+                                 stored.key, owner.comm.rank)
         stale = began - stored.verified > RECENT
-        mapped = owner.direct and stored.nbytes >= MAP_FROM
+        mapped = out is None and owner.direct and stored.nbytes >= MAP_FROM
         if mapped:
             array = row.map(shape, dtype)
         else:
-            array = np.empty(shape, dtype)
+            array = np.empty(shape, dtype) if out is None else out
             row.read(array)
         if stale and xxh3_128_digest(array if valid is None else array[:valid]) != stored.digest:
             raise ChecksumMismatch("what was read is not what was stored", owner.path, stored.key, owner.comm.rank)
@@ -310,7 +348,7 @@ class Store:
         if self._engine is not None:
             self._engine.retire()
             self._engine = None
-            self._known = WeakValueDictionary()
+            self._known = weakref.WeakValueDictionary()
         if self._next is not None:
             self._next.retire()
             self._next = None

@@ -31,7 +31,7 @@ def _register_events():
     CHKERR(PetscLogEventRegister(b"localckptLoad", package, &LOAD))
 
 
-import petsc4py.PETSc  # no-cython-lint  (starts PETSc, with which events are registered)
+import localckpt._petsc  # no-cython-lint  (starts PETSc, with which events are registered, if it is the right one)
 
 _register_events()
 
