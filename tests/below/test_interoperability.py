@@ -133,10 +133,14 @@ def test_single_precision_file_of_petscs_is_read(shared_tmp, make_vec):
     vec.setName("u")
     vec.view(viewer)
     viewer.destroy()
+    with h5py.File(shared_tmp / "w.h5", "r") as file:
+        single = file["u"].dtype == "f4"
+    assert single or PETSc.Sys.getVersion() < (3, 19)  # 3.18 does not heed the option
     with VecFile(WORLD, shared_tmp / "w.h5") as file:
         back = vec.duplicate()
         file.read("u", back)
-    np.testing.assert_array_equal(back.array_r, vec.array_r.astype("c8" if COMPLEX else "f4"))
+    stored = vec.array_r.astype("c8" if COMPLEX else "f4") if single else vec.array_r
+    np.testing.assert_array_equal(back.array_r, stored)
 
 
 @pytest.mark.parallel([1, 2, 3])

@@ -1,18 +1,22 @@
 """Installing localckpt into an environment that is there, and what stops it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import zipfile
 from pathlib import Path
 
 import petsc4py
 import petsctools
 import pytest
+from petsc4py import PETSc
 
 ROOT = Path(__file__).parents[2]
+BELOW = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(Path(petsc4py.__path__[0]).parent)}
 OURS = ["LICENSE", "MANIFEST.in", "README.md", "localckpt", "pyproject.toml", "setup.py", "src", "tests"]
 
 
@@ -46,8 +50,7 @@ def test_into_an_environment_that_is_there(tree, tmp_path):
     overlay = tmp_path / "overlay"
     run(sys.executable, "-m", "venv", "--without-pip", overlay, cwd=tmp_path)
     site = next(overlay.glob("lib/python*/site-packages"))
-    below = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), Path(petsc4py.__path__[0]).parent}
-    (site / "below.pth").write_text("".join(f"{path}\n" for path in below))
+    (site / "below.pth").write_text("".join(f"{path}\n" for path in BELOW))
     python = overlay / "bin" / "python"
 
     installed = pip("install", tree, python=python, timeout=200)
@@ -75,10 +78,13 @@ def test_into_an_environment_that_is_there(tree, tmp_path):
 def petsc(tmp_path):
     """A petsc4py that names a PETSc of which the test decides what it is."""
     folder = tmp_path / "petsc"
-    original = Path(petsctools.get_petsc_dir(), petsctools.get_petsc_arch() or "")
-    for name in ("include/petscconf.h", "lib/petsc/conf/petscvariables"):
-        (folder / name).parent.mkdir(parents=True)
-        shutil.copy(original / name, folder / name)
+    folders = [Path(petsctools.get_petsc_dir(), petsctools.get_petsc_arch() or ""), Path(petsctools.get_petsc_dir())]
+    for name in ("include/petscconf.h", "include/petscversion.h", "lib/petsc/conf/petscvariables"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(next(path / name for path in folders if (path / name).exists()), folder / name)
+    for header in [header for path in folders for header in (path / "include").iterdir()]:
+        if not (folder / "include" / header.name).exists():
+            (folder / "include" / header.name).symlink_to(header)
     package, theirs = tmp_path / "path" / "petsc4py", Path(petsc4py.__path__[0])
     (package / "lib").mkdir(parents=True)
     for path in [*theirs.iterdir(), *(theirs / "lib").iterdir()]:
@@ -129,9 +135,37 @@ def test_says_what_is_missing(tree, petsc, fault, sentence):
     assert "Traceback" not in refused.stdout and "Downloading" not in refused.stdout
 
 
-def test_source_distribution(tree, tmp_path):
-    """Holds whatever compiling, typing and testing need; and needs no PETSc itself."""
-    made = run(sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path, cwd=tree)
+@pytest.mark.parametrize("header, name, value, said", [
+    ("petscversion.h", "PETSC_VERSION_MINOR", "10", r"PETSC \d+\.10 with"),
+    ("petscconf.h", "PETSC_USE_COMPLEX", "1", "with complex128 scalars"),
+    ("petscconf.h", "PETSC_USE_64BIT_INDICES", "1", "and 64-bit indices"),
+])
+def test_another_petsc_than_compiled_for_is_one_sentence(tree, petsc, tmp_path, header, name, value, said):
+    """Whatever is imported first, and before anything that needs that PETSc itself."""
+    path = petsc / "include" / header
+    text, there = re.subn(rf"(?m)^#define {name} .*$", f"#define {name} {value}", path.read_text())
+    path.write_text(text if there else f"#define {name} {value}\n{text}")
+    for source in tree.glob("src/*.pyx"):
+        if source.name != "_petsc.pyx":
+            source.unlink()  # it is alone, and asked all the same
+    built = run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree,
+                PYTHONPATH=str(petsc.parent / "path"), CFLAGS="-O0")
+    assert built.returncode == 0, built.stdout
+    found = os.pathsep.join([str(tree), *BELOW])  # and no other localckpt that .pth files name there
+    for statement in ("from localckpt import VecFile", "from localckpt import CheckpointError",
+                      "import localckpt.store"):
+        refused = run(sys.executable, "-S", "-c", statement, cwd=tmp_path, PYTHONPATH=found)
+        *_, sentence = refused.stdout.splitlines()
+        assert re.match(r"ImportError: localckpt was compiled for .*, but petsc4py uses ", sentence), refused.stdout
+        compiled, _, used = sentence.partition(", but petsc4py uses ")
+        assert re.search(said, compiled, re.I) and not re.search(said, used, re.I)
+        assert f"PETSc {'.'.join(map(str, PETSc.Sys.getVersion()[:2]))} with" in used
+
+
+def test_source_distribution_and_wheel(tree, tmp_path):
+    """By the standard tool, the wheel out of the other: that holds whatever compiling, typing and testing need."""
+    made = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path, cwd=tree, timeout=200,
+               CFLAGS="-O0")
     assert made.returncode == 0, made.stdout
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
@@ -139,3 +173,14 @@ def test_source_distribution(tree, tmp_path):
               for path in (tree / name).rglob("*") if path.is_file()}
     assert wanted | {"LICENSE", "README.md", "pyproject.toml", "setup.py"} <= held
     assert not [name for name in held if name.endswith((".so", ".pyc"))]
+    with zipfile.ZipFile(next(tmp_path.glob("localckpt-0.1.0-cp*-linux_*.whl"))) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    compiled = {f"localckpt/{path.stem}{sysconfig.get_config_var('EXT_SUFFIX')}" for path in tree.glob("src/*.pyx")}
+    assert held == compiled | {f"localckpt/{path.name}" for path in (tree / "localckpt").iterdir()}
+
+
+def test_source_distribution_needs_no_petsc(tree, tmp_path, petsc):
+    no_petsc4py(petsc)
+    made = run(sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path, cwd=tree,
+               PYTHONPATH=str(petsc.parent / "path"))
+    assert made.returncode == 0 and next(tmp_path.glob("*.tar.gz")), made.stdout
