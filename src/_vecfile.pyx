@@ -90,9 +90,9 @@ cdef bint check_old(Handle handle, bytes path, tuple shape, object dtype, bint c
     if exists(handle.id, path):
         old = Dataset()
         old.open(handle, path)
-        shape += (2,) if dtype.kind == "c" else ()
-        if old.shape() != shape:
-            raise LayoutMismatch(f"a dataset of shape {old.shape()} has this name; {shape} does not replace it")
+        stored = old.shape()[:-1] if old.is_complex else old.shape()
+        if stored != shape:
+            raise LayoutMismatch(f"a dataset of shape {stored} has this name; {shape} does not replace it")
         if (not CHKH5(H5Tequal(old.type, h5type(dtype))) or old.chunked() != chunked
                 or old.is_complex != (dtype.kind == "c")):
             raise LayoutMismatch("a dataset of other numbers has this name")
