@@ -1,6 +1,7 @@
 """scripts/install-stack, with steps that install nothing."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -34,6 +35,7 @@ class Stack:
                 (clone / path).write_text(path)
             recipes, rule, rest = SCRIPT.read_text().partition("# The compiled modules")
             (clone / "scripts/install-stack").write_text(recipes + STUBS + rule + rest)
+            shutil.copy(SCRIPT.parent / "common", clone / "scripts")
 
     def start(self, clone=0, **variables):
         return subprocess.Popen(["bash", "scripts/install-stack"], cwd=self.clones[clone], text=True,
@@ -129,7 +131,10 @@ def test_asks_for_system_packages_by_name(stack, tmp_path):
     for tool in ("apt-get", "sudo", "dpkg-query"):
         (tmp_path / tool).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / tool).chmod(0o755)
-    asked = subprocess.run(["bash", "-c", head + "system_packages"], capture_output=True, text=True,
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(SCRIPT.parent / "common", tmp_path / "scripts")
+    (tmp_path / "scripts/head").write_text(head + "system_packages")
+    asked = subprocess.run(["bash", tmp_path / "scripts/head"], capture_output=True, text=True,
                            env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, timeout=20)
     assert asked.returncode != 0
     assert "ask an administrator for:  apt-get install build-essential gfortran" in asked.stdout
