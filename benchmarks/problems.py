@@ -1,6 +1,7 @@
 """Adjoint problems to measure, and tapes that checkpoint in different ways."""
 
 import contextlib
+import itertools
 import tempfile
 import time
 import warnings
@@ -57,8 +58,8 @@ _time("checkpoint")
 _time("restore_from_checkpoint")
 
 
-def new_tape(kind, folder=None):
-    """A new working tape that checkpoints as `kind` says, into `folder`."""
+def new_tape(kind, folder=None, comm=MPI.COMM_SELF):
+    """A new working tape that checkpoints as `kind` says, into files of `comm` in `folder`."""
     folder = folder or tempfile.gettempdir()
     tape = adjoint.Tape()
     adjoint.set_working_tape(tape)
@@ -66,11 +67,11 @@ def new_tape(kind, folder=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Firedrake's own is meant here
         if kind == "localckpt":
-            enable_disk_checkpointing(checkpoint_dir=folder)
+            enable_disk_checkpointing(checkpoint_comm=comm, checkpoint_dir=folder)
         elif kind == "viewer":
-            enable_disk_checkpointing(checkpoint_dir=folder, engine="viewer")
+            enable_disk_checkpointing(checkpoint_comm=comm, checkpoint_dir=folder, engine="viewer")
         elif kind == "checkpoint_comm":
-            fd.enable_disk_checkpointing(checkpoint_comm=MPI.COMM_SELF, checkpoint_dir=folder)
+            fd.enable_disk_checkpointing(checkpoint_comm=comm, checkpoint_dir=folder)
         elif kind == "shared":
             fd.enable_disk_checkpointing(dirname=folder)
     tape.enable_checkpointing(SingleMemoryStorageSchedule() if kind == "memory" else SingleDiskStorageSchedule())
@@ -106,13 +107,24 @@ def advection(kind, mesh, steps=20, folder=None):
     for _ in tape.timestepper(iter(range(steps))):
         solver.solve()
         q.assign(new)
-    functional = adjoint.ReducedFunctional(assemble(q*q*dx), [adjoint.Control(start), adjoint.Control(rate)])
+    return repeated(kind, assemble(q*q*dx), [start, rate])
+
+
+def repeated(kind, functional, controls):
+    """What an optimiser does: functional and gradient, at another point each time.
+
+    At the same point all states would be those of the time before, and none of them written again.
+    """
+    reduced = adjoint.ReducedFunctional(functional, [adjoint.Control(control) for control in controls])
     adjoint.pause_annotation()
+    first = controls[0].dat.data_ro.copy()
+    count = itertools.count(1)
 
     def iteration():
+        controls[0].dat.data_wo[...] = (1 + 1e-6*next(count))*first
         with measured(kind):
-            functional([start, rate])
-            return functional.derivative()
+            reduced(controls)
+            return reduced.derivative()
 
     return iteration
 
