@@ -1,147 +1,132 @@
-"""One save and one restore of a Function, as the tape does them.
+"""One save and one restore, as often as time allows; the contestants take turns.
 
-`new` bytes, which have to be written, and bytes that are stored `again`. The limits are a
-copy in memory, a plain pwrite over pages that the file has, a pread, and a content hash.
+`save`: numbers that were not stored before. `again`: numbers that are stored. `restore`: what has just
+been stored, and all of it read once. `restore again`: the same within a second. `cold`: the first
+restore after its bytes went to the disk and out of the page cache.
 """
 
-import os
-import tempfile
+import functools
+import gc
+import itertools
+import time
+from collections import deque
 
-import numpy as np
+import psutil
 import pytest
-from firedrake import Function, FunctionSpace, UnitIntervalMesh
-from firedrake.adjoint import get_working_tape, pause_annotation
-from firedrake.adjoint_utils.checkpointing import CheckpointFunction
-from problems import new_tape
-from xxhash import xxh3_128_digest
+from contestants import FILES, OTHERS, TAPES, WORLD, drop_cache, make, make_function
+from conftest import race
+from mpi4py import MPI
 
-SIZES = [10**3, 10**4, 10**5, 10**6, 4*10**6]
+SIZES = [10**3, 10**4, 10**5, 10**6, 10**7]
 KEPT = 4  # checkpoints that are alive at a time
+NEW = [*TAPES, *FILES, *OTHERS]
+STORED = {"again": [*TAPES[:3], "hash"], "restore again": [*TAPES[:3], "memory"]}
+ON_FILES = [*TAPES, *FILES]
 
 
-@pytest.fixture(params=SIZES, ids="{:.0e}".format)
-def function(request):
-    pause_annotation()
-    f = Function(FunctionSpace(UnitIntervalMesh(request.param//2), "DG", 1))
-    f.dat.data[:] = np.random.default_rng(1).random(f.dat.data_ro.size)
-    return f
+def communicator(sharing):
+    """Of the ranks that share a file: "rank", "group" (pairs), "shared"."""
+    if sharing == "group":
+        return WORLD.Split(WORLD.rank//2)
+    return WORLD if sharing == "shared" else MPI.COMM_SELF
 
 
-@pytest.fixture
-def rounds(function):
-    return max(7, min(200, 10**7//function.dat.data_ro.size))
+def pytest_generate_tests(metafunc):
+    folders = metafunc.config.folders
+    sharings = ["rank", "group", "shared"] if WORLD.size > 2 else ["rank", "shared"][:WORLD.size]
+    most = psutil.virtual_memory().total/2/len(ON_FILES)/(KEPT + 1)/WORLD.size/8  # dofs: so many that caches hold
+    sizes = [dofs for dofs in (SIZES if metafunc.config.getoption("full") else SIZES[:4]) if dofs < most]
+    found, names = [], []
+    for (filesystem, folder), sharing, dofs in itertools.product(folders.items(), sharings, sizes):
+        operations = dict.fromkeys(["save", "restore"], NEW if sharing == "rank" else ON_FILES)
+        if sharing == "rank" and folder == next(iter(folders.values())):
+            operations |= STORED | {"cold": ON_FILES}
+        case = dofs, sharing, filesystem, operations
+        for operation, kinds in operations.items():
+            found += [(case, operation, kind) for kind in kinds]
+            names += [f"{dofs:.0e}-{sharing}-{filesystem}-{operation}-{kind}" for kind in kinds]
+    metafunc.parametrize(("case", "operation", "kind"), found, ids=names, indirect=["case"], scope="module")
 
 
-@pytest.fixture(params=["localckpt", "viewer", "checkpoint_comm"])
-def tape(request):
-    """A working tape whose checkpoints go to disk now."""
-    new_tape(request.param)
-    pause_annotation()
-    checkpointer = get_working_tape()._package_data["firedrake"]
-    checkpointer.continue_checkpointing()
-    yield
-    checkpointer.pause_checkpointing()
+@pytest.fixture(scope="module")
+def case(request):
+    found = Case(request.config, *request.param)
+    yield found
+    found.close()
 
 
-def saver(function, change):
-    alive = []
+class Case:
+    """The contestants of one size and place; an operation is measured for all of them at once."""
 
-    def begin():
-        if len(alive) == KEPT:
-            alive.pop(0)
-        if change:
-            function.dat._data[0] += 1  # another content, in no time
+    def __init__(self, config, dofs, sharing, filesystem, operations):
+        self.seconds, self.operations = config.getoption("seconds"), operations
+        self.comm = communicator(sharing)
+        function = make_function(dofs)
+        kinds = dict.fromkeys(itertools.chain(*operations.values()))
+        self.contestants = {kind: make(kind, function, self.comm, config.folders[filesystem]) for kind in kinds}
+        self.warm = False
+        self.alive = {kind: deque(maxlen=KEPT) for kind in kinds}
+        self.info = {"dofs": dofs, "bytes": function.dat.data_ro.nbytes, "sharing": sharing, "filesystem": filesystem}
 
-    def save():
-        alive.append(CheckpointFunction(function))
+    @functools.cache  # noqa: B019 (the case goes soon)
+    def race(self, operation):
+        turns = {kind: Turn(self.contestants[kind], self.alive[kind], operation)
+                 for kind in self.operations[operation]}
+        # Until files need not grow any more.
+        for kind, seconds in race(turns, 0, least=3 if self.warm else KEPT + 2).items():
+            turns[kind].batch = max(1, min(turns[kind].most, int(5e-4/min(seconds))))
+        self.warm = True
+        return race(turns, self.seconds)
 
-    return begin, save
-
-
-def test_save_new(benchmark, tape, function, rounds):
-    begin, save = saver(function, change=True)
-    benchmark.pedantic(save, setup=begin, rounds=rounds, warmup_rounds=2*KEPT)
-
-
-def test_save_again(benchmark, tape, function, rounds):
-    begin, save = saver(function, change=False)
-    benchmark.pedantic(save, setup=begin, rounds=rounds, warmup_rounds=2*KEPT)
-
-
-@pytest.mark.parametrize("alive", [10, 100, 1000, 10000])
-@pytest.mark.parametrize("kind", ["localckpt", "viewer"])
-def test_save_new_among_many(benchmark, kind, alive):
-    """One of 1,000 dofs, beside so many that are alive."""
-    new_tape(kind)
-    pause_annotation()
-    f = Function(FunctionSpace(UnitIntervalMesh(500), "DG", 1))
-    checkpointer = get_working_tape()._package_data["firedrake"]
-    checkpointer.continue_checkpointing()
-    others = []
-
-    def change():
-        f.dat._data[0] += 1
-
-    for _ in range(alive):
-        change()
-        others.append(CheckpointFunction(f))
-    benchmark.pedantic(lambda: CheckpointFunction(f), setup=change, rounds=200, warmup_rounds=10)
-    checkpointer.pause_checkpointing()
+    def close(self):
+        self.alive.clear()
+        for contestant in self.contestants.values():
+            contestant.close()
+        self.contestants.clear()
+        Case.race.cache_clear()
+        gc.collect()
+        if self.comm not in (WORLD, MPI.COMM_SELF):
+            self.comm.Free()
 
 
-def test_restore(benchmark, tape, function, rounds):
-    checkpoint = CheckpointFunction(function)
-    benchmark.pedantic(checkpoint.restore, rounds=rounds, warmup_rounds=3)
+class Turn:
+    """Seconds of one operation on this rank."""
+
+    def __init__(self, contestant, alive, operation):
+        self.contestant, self.alive, self.operation = contestant, alive, operation
+        self.batch = 1  # operations in a row
+        self.most = {"save": 20, "again": 20, "cold": 1}.get(operation, KEPT)
+
+    def __call__(self):
+        self.contestant.ready()
+        seconds = (self.saves if self.operation in ("save", "again") else self.restores)()
+        self.contestant.rest()
+        return seconds/self.batch
+
+    def saves(self):
+        data, save, keep = self.contestant.data, self.contestant.save, self.alive.append
+        change = self.operation != "again"
+        begin = time.perf_counter()
+        for _ in range(self.batch):
+            data[0] += change  # other numbers, in no time
+            keep(save())
+        return time.perf_counter() - begin
+
+    def restores(self):
+        restore = self.contestant.restore
+        self.saves()
+        tokens = list(self.alive)[-self.batch:]
+        if self.operation == "restore again":
+            for token in tokens:
+                restore(token).sum()
+        if self.operation == "cold":
+            drop_cache(self.contestant.folder)
+            WORLD.barrier()
+        begin = time.perf_counter()
+        for token in tokens:
+            restore(token).sum()
+        return time.perf_counter() - begin
 
 
-def test_restore_and_read(benchmark, tape, function, rounds):
-    checkpoint = CheckpointFunction(function)
-    benchmark.pedantic(lambda: checkpoint.restore().dat._data.sum(), rounds=rounds, warmup_rounds=3)
-
-
-# ------------------------------------------------------------------------------ limits
-
-class Rows:
-    """A file of as many rows as checkpoints are alive, used in turn."""
-
-    def __init__(self, file, data):
-        self.file, self.data, self.number = file.fileno(), data, 0
-        for _ in range(KEPT + 1):
-            self.write()
-
-    def next(self):
-        self.number = (self.number + 1) % (KEPT + 1)
-        return self.number*self.data.nbytes
-
-    def write(self):
-        os.pwrite(self.file, self.data, self.next())
-
-    def read(self):
-        os.preadv(self.file, [np.empty_like(self.data)], self.next())
-
-
-@pytest.fixture
-def rows(function):
-    with tempfile.TemporaryFile(buffering=0) as file:
-        yield Rows(file, function.dat.data_ro)
-
-
-def test_limit_memory_checkpoint(benchmark, function, rounds):
-    benchmark.pedantic(lambda: function.copy(deepcopy=True), rounds=rounds, warmup_rounds=3)
-
-
-def test_limit_hash(benchmark, function, rounds):
-    data = function.dat.data_ro
-    benchmark.pedantic(lambda: xxh3_128_digest(data), rounds=rounds, warmup_rounds=3)
-
-
-def test_limit_pwrite(benchmark, function, rounds, rows):
-    benchmark.pedantic(rows.write, rounds=rounds, warmup_rounds=3)
-
-
-def test_limit_hash_and_pwrite(benchmark, function, rounds, rows):
-    benchmark.pedantic(lambda: (xxh3_128_digest(rows.data), rows.write()), rounds=rounds, warmup_rounds=3)
-
-
-def test_limit_pread(benchmark, function, rounds, rows):
-    benchmark.pedantic(rows.read, rounds=rounds, warmup_rounds=3)
+def test(record, case, operation, kind):
+    record(case.race(operation)[kind], contestant=kind, operation=operation, **case.info)
