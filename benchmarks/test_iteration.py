@@ -5,45 +5,84 @@ the memory checkpoints took, and the ratio, are in extra_info. Under mpiexec the
 rank counts.
 """
 
+import gc
 import time
 from statistics import median
 
+import flows
 import numpy as np
 import pytest
+from conftest import race
 from mpi4py import MPI
 from problems import CONTESTANTS, advection, inside, square
 
-WARM_UP = 2
-ROUNDS = {"shared": 3, "viewer": 6, "checkpoint_comm": 6}  # as long as they take
+from localckpt.store import Store
+
+PROBLEMS = {  # cells along each side, steps, contestants
+    "burgers, the demo's size": (flows.burgers, 32, 10, CONTESTANTS[1:]),
+    "advection, 60k dofs": (advection, 100, 20, CONTESTANTS[1:]),
+    "advection, 540k dofs": (advection, 300, 20, ("localckpt", "checkpoint_comm")),
+    "wave, 90k dofs": (flows.wave, 70, 20, CONTESTANTS[1:4]),
+    "convection, 19k dofs": (flows.convection, 40, 5, CONTESTANTS[1:4]),
+}
+FULL = {
+    "burgers, 320k dofs": (flows.burgers, 200, 10, CONTESTANTS[1:4]),
+    "wave, 1.4M dofs": (flows.wave, 280, 20, CONTESTANTS[1:4]),
+    "convection, 330k dofs": (flows.convection, 160, 5, CONTESTANTS[1:4]),
+}
 
 
-@pytest.mark.parametrize("kind", CONTESTANTS[1:])
-@pytest.mark.parametrize("cells", [100, 300], ids=["60k dofs", "540k dofs"])
-def test_iteration(benchmark, cells, kind):
+def pytest_generate_tests(metafunc):
+    problems = PROBLEMS | (FULL if metafunc.config.getoption("full") else {})
+    metafunc.parametrize(("problem", "kind"), [(name, kind) for name, (*_, kinds) in problems.items()
+                                               for kind in kinds])
+
+
+def counted(iteration):
+    """Bytes that localckpt's tape saves in an iteration, those that differ, those written; the iteration's result."""
+    saved, written, distinct = 0, 0, {}
+    put = Store.put
+
+    def counting(store, *args):
+        nonlocal saved, written
+        before = store.written
+        stored = put(store, *args)
+        saved += stored.nbytes
+        written += store.written - before
+        distinct[stored.digest] = stored.nbytes
+        return stored
+
+    Store.put = counting
+    result = iteration()
+    Store.put = put
+    counts = {"saved": saved, "distinct": sum(distinct.values()), "written": written}
+    return {name: MPI.COMM_WORLD.allreduce(count) for name, count in counts.items()}, result
+
+
+def test_iteration(record, request, problem, kind):
+    make, cells, steps, _ = (PROBLEMS | FULL)[problem]
     mesh = square(cells)
-    iterations = {name: advection(name, mesh) for name in ("memory", kind)}
-    seconds = {name: [] for name in iterations}
-    spent = {name: [] for name in iterations}
-    gradients = {}
+    folder = next(iter(request.config.folders.values()))
+    iterations = {name: make(name, mesh, steps, folder) for name in ("memory", kind)}
+    for iteration in iterations.values():  # to warm up
+        iteration()
+    counts, gradients = zip(*[counted(iteration) for iteration in iterations.values()])
+    if kind != "shared":  # whose mesh is partitioned and numbered anew
+        for memory, ours in zip(*gradients):
+            assert np.allclose(ours.dat.data_ro, memory.dat.data_ro, rtol=1e-10, atol=1e-14)
 
     def timed(name):
-        MPI.COMM_WORLD.barrier()
         begin = time.perf_counter()
-        gradients[name] = iterations[name]()
-        slowest = MPI.COMM_WORLD.allreduce(time.perf_counter() - begin, MPI.MAX)
-        seconds[name].append(slowest)
-        spent[name].append(MPI.COMM_WORLD.allreduce(inside[name], MPI.MAX))
+        iterations[name]()
+        return time.perf_counter() - begin, inside[name]
 
-    benchmark.pedantic(timed, args=(kind,), setup=lambda: timed("memory"), warmup_rounds=WARM_UP,
-                       rounds=ROUNDS.get(kind, 30 if cells == 100 else 15))
-    if kind != "shared":  # whose mesh is partitioned and numbered anew
-        for ours, memory in zip(gradients[kind], gradients["memory"]):
-            assert np.allclose(ours.dat.data_ro, memory.dat.data_ro, rtol=1e-10, atol=1e-14)
-    ratio = median(a/b for a, b in zip(seconds[kind][WARM_UP:], seconds["memory"][WARM_UP:]))
-    benchmark.extra_info.update({
-        "ranks": MPI.COMM_WORLD.size, "memory": median(seconds["memory"][WARM_UP:]), "ratio": ratio,
-        "store and restore": median(spent[kind][WARM_UP:])})
-    if MPI.COMM_WORLD.rank == 0:
-        print(f"\n{cells**2*6:7} dofs, {MPI.COMM_WORLD.size} ranks, {kind:16}"
-              f"{median(seconds[kind][WARM_UP:]):8.3f} s, {ratio:6.3f} of memory; "
-              f"in store and restore {median(spent[kind][WARM_UP:]):7.4f} s")
+    taken = race({name: lambda name=name: timed(name) for name in iterations}, 10*request.config.getoption("seconds"))
+    seconds = {name: [times[0] for times in taken[name]] for name in taken}
+    stores = median(times[1] for times in taken[kind])
+    ratio = median(a/b for a, b in zip(seconds[kind], seconds["memory"]))
+    record(seconds[kind], contestant=kind, problem=problem, steps=steps, memory=median(seconds["memory"]),
+           ratio=ratio, **counts[1], **{"store and restore": stores})
+    print(f"\n{problem:26} {MPI.COMM_WORLD.size} ranks, {kind:16}{median(seconds[kind]):8.3f} s, {ratio:6.3f} of "
+          f"memory; in store and restore {stores:7.4f} s")
+    del iterations, gradients
+    gc.collect()
