@@ -16,7 +16,7 @@ DIFFER = test_checkpoint_indices_pruning# of a private dictionary that only Fire
 SHELL = bash
 .SHELLFLAGS = -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test lint docs soak sanitize python conformance quick matrix matrix-long
+.PHONY: demo test lint docs soak sanitize python conformance quick matrix matrix-long bench bench-full
 unexport PETSC_DIR PETSC_ARCH PYTHONPATH PYTHONHOME  # of another stack than this one
 
 export OMPI_ALLOW_RUN_AS_ROOT = 1
@@ -77,6 +77,29 @@ docs:
 	@python="$(PYTHON)"
 	"$$python" -m sphinx -q -W --keep-going docs build/docs
 	echo "the manual is in build/docs/index.html"
+
+# JSON files, tables and pictures in benchmarks/results; 'bench' ends within 15 minutes, 'bench-full' takes hours.
+# A run begins nothing new after its seconds, which for a full one are ten times as many.
+BENCH = iteration:1:170 iteration:2:120 save-restore:1:100 save-restore:2:120 tape:1:70 tape:2:50 timesteps:1:60 cgroup:1:90
+BENCH_FULL = $(BENCH) iteration:4:120 save-restore:4:120 save-restore:8:120 tape:4:50
+bench bench-full:
+	@python="$(PYTHON)"
+	cd benchmarks
+	mkdir -p results
+	result=0
+	full=$(if $(filter bench-full,$@),--full)
+	for run in $(if $(filter bench-full,$@),$(BENCH_FULL),$(BENCH)); do
+	    IFS=: read -r name n seconds <<<"$$run"
+	    echo "$$name on $$n rank(s)"
+	    [ -z "$$full" ] || seconds=$${seconds}0
+	    set -- "$$python" -m pytest "test_$${name/-/_}.py" $$full --budget "$$seconds" $(BENCH_OPTIONS) --timeout 0 \
+	        --benchmark-json "results/$$name-$$n.json" --benchmark-quiet -q --color=no -p no:cacheprovider
+	    [ "$$n" = 1 ] || set -- mpiexec -n "$$n" "$$@"
+	    timeout --foreground -k 10 $$((2*seconds)) "$$@" </dev/null || result=1
+	done
+	"$$python" report.py >/dev/null
+	echo "benchmarks/results/report.md"
+	exit $$result
 
 # Hundreds of optimisation iterations: memory, descriptors and disk use stay as they are.
 soak:

@@ -22,12 +22,14 @@ from mpi4py import MPI
 from localckpt.places import Place
 
 WORLD = MPI.COMM_WORLD
+BEGIN = time.perf_counter()
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("localckpt")
     group.addoption("--dir", action="append", help="a folder to write to; several: each in turn, the first one for "
                     "everything, the others for saves and restores (the system's temporary folder, /dev/shm)")
+    group.addoption("--budget", type=float, default=float("inf"), help="seconds after which nothing new is begun")
     group.addoption("--full", action="store_true", help="all sizes and problems: hours")
     group.addoption("--seconds", type=float, default=1.5, help="about so long for each race of all contestants")
 
@@ -50,6 +52,12 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     for item in items:  # the contestant comes last in every name
         item.add_marker(pytest.mark.benchmark(timer=slowest_rank, group=item.name.rpartition("-")[0] + "]"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    if WORLD.bcast(time.perf_counter() - BEGIN) > item.config.getoption("budget"):
+        pytest.skip("out of time")
 
 
 def pytest_benchmark_update_machine_info(machine_info):

@@ -1,0 +1,219 @@
+"""Tables and pictures of what the benchmarks have written.
+
+    python benchmarks/report.py [RESULTS]    # report.md and *.svg beside the JSON files
+"""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+LABELS = {
+    "localckpt": "localckpt",
+    "viewer": "localckpt, viewer engine",
+    "checkpoint_comm": "Firedrake, checkpoint_comm",
+    "shared": "Firedrake, shared CheckpointFile",
+    "held viewer": "petsc4py HDF5 viewer, held open",
+    "h5py": "h5py",
+    "binary viewer": "PETSc binary viewer",
+    "memory": "copy in memory",
+    "pwrite": "limit: pwrite, pread",
+    "memcpy": "limit: memcpy",
+    "hash": "limit: hash",
+}
+COLOURS = dict(zip(LABELS, plt.colormaps["tab10"].colors)) | {
+    "pwrite": "black", "memcpy": "grey", "hash": "silver", "memory": "dimgrey"}
+plt.rcParams.update({"svg.hashsalt": "localckpt", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3,
+                     "figure.constrained_layout.use": True, "legend.fontsize": 7})
+
+
+def main():
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent/"results")
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        sys.exit(f"no results in {folder}")
+    found = defaultdict(list)  # by workload, the first word of the file's name
+    for path in files:
+        data = json.loads(path.read_text())
+        for benchmark in data["benchmarks"]:
+            found[path.stem.rpartition("-")[0]].append({**benchmark["extra_info"], **benchmark["stats"]})
+    lines = ["# Benchmarks", "", machine(data), "", "Medians, of the slowest rank in each round. "
+             "Ranks marked * are more than the machine has cores.", ""]
+    for workload, write in (("iteration", iterations), ("save-restore", saves), ("tape", tapes),
+                            ("timesteps", timesteps), ("cgroup", cgroups)):
+        if found[workload]:
+            lines += write(found[workload], folder)
+    (folder/"report.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def machine(data):
+    info, commit = data["machine_info"], data["commit_info"]
+    versions = ", ".join(f"{name} {number}" for name, number in info.get("versions", {}).items())
+    return (f"{info['cpu'].get('brand_raw', info['machine'])}, {info['cpu'].get('count', '?')} cores, "
+            f"{info.get('memory', 0)/2**30:.0f} GiB, {info['system']} {info['release']}, Python "
+            f"{info['python_version']}, {versions}; commit {commit['id'][:10]}"
+            f"{', changed' if commit.get('dirty') else ''}; {data['datetime'][:10]}.")
+
+
+def table(rows, columns, cell, corner=""):
+    """A Markdown table; `cell(row, column)` is a string or None."""
+    lines = ["| " + " | ".join([corner, *map(str, columns)]) + " |", "|" + "---|"*(len(columns) + 1)]
+    for row in rows:
+        cells = [cell(row, column) for column in columns]
+        if any(cells):
+            lines.append("| " + " | ".join([LABELS.get(row, str(row)), *(text or "" for text in cells)]) + " |")
+    return [*lines, ""]
+
+
+def values(found, *names):
+    """The different values of something, smallest first; numbers and words are not mixed."""
+    return sorted({tuple(b[name] for name in names) if len(names) > 1 else b[names[0]] for b in found})
+
+
+def pick(found, **wanted):
+    return next((b for b in found if all(b[name] == value for name, value in wanted.items())), None)
+
+
+def ranks(found, n):
+    return f"{n}*" if pick(found, ranks=n)["oversubscribed"] else str(n)
+
+
+def seconds(value, digits=3):
+    """In seconds, milliseconds or microseconds."""
+    for unit, factor in (("s", 1), ("ms", 1e3), ("µs", 1e6)):
+        if value*factor >= 1 or unit == "µs":
+            return f"{value*factor:.{digits}g} {unit}" if value*factor < 1000 else f"{value*factor:.0f} {unit}"
+
+
+def legend(axes):
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+
+
+def iterations(found, folder):
+    problems = list(dict.fromkeys(b["problem"] for b in found))
+    numbers = values(found, "ranks")
+    lines = ["## Whole iterations", "", "Functional and gradient, divided by the same with memory checkpoints; and "
+             "seconds in the tape's store and restore.", ""]
+    for problem in problems:
+        def cell(kind, n, problem=problem):
+            b = pick(found, problem=problem, ranks=n, contestant=kind)
+            return b and f"{b['ratio']:.2f}, {b['store and restore']:.3f} s"
+        lines += table(LABELS, numbers, lambda kind, n: cell(kind, n), f"{problem}; ranks")
+    ours = [b for b in found if b["contestant"] == "localckpt"]
+    lines += ["Bytes that the tape saves in an iteration, those of them that differ, and those that localckpt wrote "
+              "(less where a coefficient is still there from the iteration before), MB:", ""]
+    lines += table(problems, ["saved", "differ", "written"], lambda problem, what: next(
+        f"{b[{'differ': 'distinct'}.get(what, what)]/1e6:.1f}" for b in ours if b["problem"] == problem))
+    figure, axes = plt.subplots(figsize=(8, 3.4))
+    kinds = [kind for kind in LABELS if pick(found, contestant=kind)]
+    for i, kind in enumerate(kinds):
+        bars = [(p + i/(len(kinds) + 1), b["ratio"]) for p, problem in enumerate(problems)
+                for b in [pick(found, problem=problem, ranks=numbers[0], contestant=kind)] if b]
+        axes.bar(*zip(*bars), width=1/(len(kinds) + 1), color=COLOURS[kind], label=LABELS[kind], align="edge")
+    axes.axhline(1, color="black", linewidth=1)
+    axes.set(yscale="log", xticks=[p + 0.4 for p in range(len(problems))],
+             ylabel="iteration ÷ the same in memory", title=f"{ranks(found, numbers[0])} rank(s)")
+    axes.set_xticklabels([problem.replace(", ", "\n") for problem in problems], fontsize=7)
+    legend(axes)
+    return lines + save(figure, folder, "iteration")
+
+
+def saves(found, folder):
+    lines = ["## One save, one restore", "", "Restores read all of what comes back. *again*: bytes that are stored; "
+             "*restore again*: within a second; *cold*: not in the page cache.", ""]
+    where = values(found, "ranks", "filesystem", "sharing")
+    for n, filesystem, sharing in where:
+        here = [b for b in found if (b["ranks"], b["filesystem"], b["sharing"]) == (n, filesystem, sharing)]
+        owner = {"rank": "file per rank", "group": "file per two ranks", "shared": "one file"}[sharing]
+        for operation in dict.fromkeys(b["operation"] for b in here):
+            def cell(kind, dofs, here=here, operation=operation):
+                b = pick(here, operation=operation, dofs=dofs, contestant=kind)
+                return b and seconds(b["median"])
+            lines += table(LABELS, values(here, "dofs"), lambda kind, dofs: cell(kind, dofs),
+                           f"**{operation}**, {ranks(found, n)} rank(s), {filesystem}, {owner}; dofs per rank")
+    n, main = min(values(found, "ranks")), pick(found, operation="cold") or found[0]
+    figure, both = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True)
+    for axes, operation in zip(both, ("save", "restore")):
+        here = [b for b in found if b["operation"] == operation and b["ranks"] == n and b["sharing"] == "rank"
+                and b["filesystem"] == main["filesystem"]]
+        for kind in LABELS:
+            points = sorted((b["dofs"], b["bytes"]/b["median"]/1e9) for b in here if b["contestant"] == kind)
+            if points:
+                axes.plot(*zip(*points), "--" if LABELS[kind].startswith("limit") else ".-", color=COLOURS[kind],
+                          label=LABELS[kind])
+        axes.set(xscale="log", yscale="log", xlabel="dofs per rank", title=f"{operation}, {main['filesystem']}")
+    both[0].set_ylabel("GB/s for each rank")
+    legend(both[1])
+    return lines + save(figure, folder, "throughput")
+
+
+def tapes(found, folder):
+    lines = ["## A tape and nothing else", "", "For each checkpoint; the first sweeps, and later ones.", ""]
+    numbers, main = values(found, "ranks"), min(b["ranks"] for b in found)
+    for n in numbers:
+        here = [b for b in found if b["ranks"] == n]
+        for dofs, steps in values(here, "dofs", "steps"):
+            def cell(kind, sweep, here=here, dofs=dofs, steps=steps):
+                b = pick(here, contestant=kind, sweep=sweep, dofs=dofs, steps=steps)
+                return b and seconds(b["median"]/steps)
+            lines += table(LABELS, ["forward first", "forward later", "reverse first", "reverse later"],
+                           lambda kind, sweep: cell(kind, sweep),
+                           f"{dofs:,} dofs per rank, {steps} steps, {ranks(found, n)} rank(s)")
+    small = [b for b in found if b["ranks"] == main and b["dofs"] == min(values(found, "dofs"))]
+    figure, both = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True)
+    for axes, sweep in zip(both, ("forward later", "reverse later")):
+        for kind in LABELS:
+            points = sorted((b["steps"], b["median"]/b["steps"]*1e6) for b in small
+                            if b["contestant"] == kind and b["sweep"] == sweep)
+            if points:
+                axes.plot(*zip(*points), "--" if LABELS[kind].startswith("limit") else ".-", color=COLOURS[kind],
+                          label=LABELS[kind])
+        axes.set(xscale="log", yscale="log", xlabel="checkpoints", title=sweep.split()[0])
+    both[0].set_ylabel(f"µs for each, {small[0]['dofs']:,} dofs")
+    legend(both[0 if len(both[0].lines) > len(both[1].lines) else 1])
+    return lines + save(figure, folder, "checkpoints")
+
+
+def timesteps(found, folder):
+    lines = ["## Memory against timesteps", "", "Resident at the end of an iteration, peak, and live PyOP2 Dats.", ""]
+
+    def cell(kind, steps):
+        b = pick(found, contestant=kind, steps=steps)
+        return b and f"{b['resident']/1e6:.0f} MB, peak {b['peak']/1e6:.0f}, {b['dats']} Dats"
+    lines += table(LABELS, values(found, "steps"), cell, "timesteps")
+    figure, axes = plt.subplots(figsize=(6, 3.2))
+    for kind in LABELS:
+        points = sorted((b["steps"], b["resident"]/1e6) for b in found if b["contestant"] == kind)
+        if points:
+            axes.plot(*zip(*points), ".-", color=COLOURS[kind], label=LABELS[kind])
+    axes.set(xlabel="timesteps", ylabel="resident memory, MB", ylim=0)
+    legend(axes)
+    return lines + save(figure, folder, "memory")
+
+
+def cgroups(found, folder):
+    b = found[0]
+    lines = ["## In a memory cgroup", "", f"A sweep's {b['bytes']/1e6:.0f} MB of states, with a page cache of a quarter "
+             "of that; divided by the larger of the same with memory checkpoints outside the cgroup and of the disk's "
+             "own time for the bytes.", ""]
+
+    def cell(kind, way):
+        b = pick(found, contestant=kind, sweep=way)
+        return b and f"{b['median']:.2f} s, {b['ratio']:.2f}"
+    return lines + table(LABELS, ["forward", "reverse"], cell)
+
+
+def save(figure, folder, name):
+    figure.savefig(folder/f"{name}.svg", metadata={"Date": None})
+    plt.close(figure)
+    return [f"![{name}]({name}.svg)", ""]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Sweeps where the page cache cannot hold the checkpoints: in a memory cgroup (as root).
+
+The cgroup leaves a quarter of a sweep's distinct bytes for the cache. A sweep should take no
+longer than the larger of the same sweep with memory checkpoints outside the cgroup, and its
+bytes at the disk's own speed past the cache: `limit` and `ratio` in extra_info.
+"""
+
+import json
+import mmap
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+
+import pytest
+
+V1 = "/sys/fs/cgroup/memory"
+ROOT = V1 if os.path.isdir(V1) else "/sys/fs/cgroup"
+GROUP = os.path.join(ROOT, f"localckpt-benchmark-{os.getpid()}")
+LIMIT = "memory.limit_in_bytes" if ROOT == V1 else "memory.max"
+# Cells along each side and steps, in a full run and else. The cache that is left must be several times what the
+# kernel reads ahead of a page fault (`read_ahead_kb`, up to 8 MB), or all it does is to read that again.
+SIZES = {False: (200, 60), True: (300, 60)}
+WARM_UP = 12  # iterations at most
+
+
+def measure(kind, cells, steps, iterations, folder):
+    """The child: says how far it is, waits for the limit, and prints what the sweeps took after that."""
+    import firedrake.adjoint as adjoint
+    from problems import advection, square
+
+    swept = {"forward": [], "reverse": []}
+    for name, key in (("__call__", "forward"), ("derivative", "reverse")):
+        original = getattr(adjoint.ReducedFunctional, name)
+
+        def timed(*args, original=original, key=key, **kwargs):
+            begin = time.perf_counter()
+            result = original(*args, **kwargs)
+            swept[key].append(time.perf_counter() - begin)
+            return result
+
+        setattr(adjoint.ReducedFunctional, name, timed)
+    iteration = advection(kind, square(cells), steps, folder)
+    print("ready", flush=True)
+    while sys.stdin.readline() == "again\n":
+        iteration()
+        print("done", flush=True)
+    for _ in range(iterations):
+        iteration()
+    print(json.dumps({key: times[-iterations:] for key, times in swept.items()}), flush=True)
+
+
+def used():
+    """Bytes of the group that cannot be reclaimed: all but the page cache."""
+    with open(os.path.join(GROUP, "memory.stat")) as file:
+        stat = {name: int(value) for name, value in map(str.split, file)}
+    if ROOT == V1:
+        with open(os.path.join(GROUP, "memory.kmem.usage_in_bytes")) as file:
+            return stat["rss"] + stat["shmem"] + int(file.read())
+    return stat["anon"] + stat["shmem"] + stat["kernel"]
+
+
+@contextmanager
+def group():
+    """A cgroup without a limit so far; yields what a command has to begin with to run in it."""
+    if ROOT != V1:
+        with open(os.path.join(ROOT, "cgroup.subtree_control"), "w") as file:
+            file.write("+memory")
+    os.mkdir(GROUP)
+    try:
+        yield ["sh", "-c", f'echo $$ >{GROUP}/cgroup.procs && exec "$@"', "sh"]
+    finally:
+        for _ in range(50):  # until what MPI has started there has gone, too
+            with suppress(OSError):
+                os.rmdir(GROUP)
+                break
+            time.sleep(0.1)
+
+
+def run(kind, cells, steps, folder, before=(), cache=None, iterations=4):
+    """What the child prints, and the peak of :func:`used`, on top of which `cache` bytes were left for the page cache."""
+    command = [*before, sys.executable, __file__, kind, str(cells), str(steps), str(iterations), folder]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            child.stdout.readline()
+            peak = steady = 0
+            for _ in range(WARM_UP if cache else 2):
+                print("again", file=child.stdin, flush=True)
+                last = peak
+                # Looked at from here: a thread of the child would not run while PETSc has the interpreter's lock.
+                while not select.select([child.stdout], [], [], 0.002)[0]:
+                    peak = max(peak, used()) if cache else 0
+                child.stdout.readline()
+                # The allocator keeps more of what was freed from iteration to iteration, up to a point.
+                steady = steady + 1 if peak <= 1.005*last else 0
+                if steady == 2:
+                    break
+            if cache:
+                os.sync()
+                with open(os.path.join(GROUP, LIMIT), "w") as file:
+                    file.write(str(peak + cache))
+            out, _ = child.communicate("go\n", timeout=600)
+        finally:
+            child.kill()
+    assert child.returncode == 0, f"{kind}: exit status {child.returncode} with {peak} bytes and a cache of {cache}"
+    return json.loads(out.strip().splitlines()[-1]), peak
+
+
+def disk_speed(folder, nbytes=2**28):
+    """Bytes a second past the page cache, writing and reading."""
+    block = mmap.mmap(-1, 2**23)
+    speeds = []
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        fd = os.open(file.name, os.O_RDWR | os.O_DIRECT)
+        for move in (os.pwrite, lambda fd, block, offset: os.preadv(fd, [block], offset)):
+            begin = time.perf_counter()
+            for offset in range(0, nbytes, len(block)):
+                move(fd, block, offset)
+            speeds.append(nbytes/(time.perf_counter() - begin))
+        os.close(fd)
+    return dict(zip(("forward", "reverse"), speeds))
+
+
+@pytest.fixture(scope="module")
+def limits(request):
+    """What memory checkpoints, and the disk, take for a sweep."""
+    if os.geteuid() != 0 or not os.access(ROOT, os.W_OK):
+        pytest.skip("needs root, to make a memory cgroup")
+    cells, steps = SIZES[request.config.getoption("full")]
+    folder = next(iter(request.config.folders.values()))
+    speed = disk_speed(folder)
+    memory, _ = run("memory", cells, steps, folder)
+    nbytes = 8*3*2*cells**2*steps  # a new state in every step
+    return cells, steps, folder, nbytes, {way: (min(times), nbytes/speed[way]) for way, times in memory.items()}
+
+
+@pytest.fixture(scope="module", params=["localckpt", "checkpoint_comm"])
+def swept(request, limits):
+    cells, steps, folder, nbytes, _ = limits
+    with group() as before:
+        return (request.param, *run(request.param, cells, steps, folder, before, nbytes//4))
+
+
+@pytest.mark.parametrize("way", ["forward", "reverse"])
+def test_sweep(record, limits, swept, way):
+    kind, times, peak = swept
+    *_, nbytes, limit = limits
+    memory, disk = limit[way]
+    record(times[way], contestant=kind, sweep=way, bytes=nbytes, anonymous=peak, memory=memory, disk=disk,
+           ratio=sorted(times[way])[len(times[way])//2]/max(memory, disk))
+
+
+if __name__ == "__main__":
+    kind, *numbers, folder = sys.argv[1:]
+    sys.argv[1:] = []  # PETSc reads them, too
+    measure(kind, *map(int, numbers), folder)
