@@ -6,7 +6,8 @@ small. A schedule of checkpoint_schedules says which states are kept where::
 
     mpiexec -n 2 python examples/petsc_heat.py --schedule HRevolve
 
-or, without that option, several of them one after the other. Needs petsc4py, checkpoint_schedules and localckpt: no Firedrake and no tape.
+or, without that option, several of them one after the other. Needs petsc4py, checkpoint_schedules and localckpt:
+no Firedrake and no tape.
 """
 
 import argparse
@@ -85,7 +86,7 @@ class Run:
 
     def written(self):
         """Bytes that were ever written to disk."""
-        return self.heat.grid.comm.tompi4py().allreduce(self.store.written)
+        return self.heat.grid.comm.tompi4py().allreduce(self.store.summary.written)
 
     def functional(self, u):
         """Half of the mean square of the misfit at the end; u is what the run begins with, and ends with."""
