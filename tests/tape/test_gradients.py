@@ -78,16 +78,15 @@ def test_schedule_without_a_disk_stores_nothing_there(schedule, shared_tmp, tape
     assert kinds_of_checkpoints(schedule, shared_tmp, tape) == set()
 
 
-@pytest.mark.parallel([1, 2])
 @pytest.mark.parametrize("schedule", ON_DISK)
-def test_schedule_holds_no_more_rows_after_five_sweeps_than_after_two(schedule, shared_tmp, tape):
+def test_schedule_holds_no_more_rows_after_three_sweeps_than_after_two(schedule, shared_tmp, tape):
     enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
     functional = record(SCHEDULES[schedule](STEPS))
     held = []
-    for _ in range(5):
+    for _ in range(3):
         sweep(functional, SCALES[0])
         held.append(rows_in_use(engine(tape)))
-    assert held[4] == held[1], held
+    assert held[2] == held[1], held
 
 
 @pytest.mark.parallel([1, 2])
@@ -95,7 +94,7 @@ def test_schedule_holds_no_more_rows_after_five_sweeps_than_after_two(schedule, 
 def test_schedule_leaves_no_row_and_no_file_behind(schedule, shared_tmp, tape):
     enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
     functional = record(SCHEDULES[schedule](STEPS))
-    replay(functional)
+    sweep(functional, SCALES[0])
     was = engine(tape)
     tape.clear_tape()
     del functional

@@ -51,7 +51,7 @@ def found(optimiser, functional):
     return [array for part in OPTIMISERS[optimiser](functional) for array in arrays(part)]
 
 
-@pytest.mark.parallel([1, 3])
+@pytest.mark.parallel([1, 2])
 @pytest.mark.parametrize("optimiser, schedule", [("scipy L-BFGS-B", "all on disk"), ("TAO blmvm", "multistage, disk")])
 def test_optimiser_finds_what_it_finds_on_a_bare_tape(optimiser, schedule, tape, shared_tmp):
     enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
