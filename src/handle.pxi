@@ -277,6 +277,9 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
                 name = os.fsencode(path)
                 if b"\0" in name:
                     raise ValueError(f"a path has no null byte: {path!r}")
+                if b":" in name and sizeof(mpi.MPI_Comm) == sizeof(int):
+                    raise TransferError("MPICH's MPI-IO takes what is before a colon for a type of filesystem",
+                                        handle.path, errno=_errno.EINVAL)
                 if mode not in ("r", "w", "x", "a"):
                     raise ValueError(f"mode is 'r', 'w', 'x' or 'a', not {mode!r}")
                 handle.mode = mode
