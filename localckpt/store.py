@@ -5,7 +5,6 @@ import weakref
 from dataclasses import dataclass, field, replace
 from math import inf
 from time import monotonic
-from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -25,16 +24,18 @@ MAP_FROM = 1 << 18
 RECENT = 1.0
 
 
-@dataclass(slots=True, weakref_slot=True, eq=False)
 class Stored:
     """An array on disk, which stays there as long as somebody holds this."""
 
-    store: "Store"
-    row: Any
-    key: str
-    nbytes: int
-    digest: bytes
-    verified: float = -inf  # when it was last read back and found right
+    __slots__ = ("store", "row", "key", "nbytes", "digest", "verified", "__weakref__")
+
+    def __init__(self, store, row, key, nbytes, digest):
+        self.store = store
+        self.row = row
+        self.key = key
+        self.nbytes = nbytes
+        self.digest = digest
+        self.verified = -inf  # when it was last read back and found right
 
 
 @dataclass(slots=True)
