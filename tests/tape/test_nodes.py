@@ -108,7 +108,7 @@ def outcomes(request, known, start_nodes, run_script, tmp_path):
         disk, before = start_nodes(NODES[request.param])
         shared = tmp_path / "shared"
         shared.mkdir()
-        done = run_script(RUN, Path(__file__).parent, disk, shared, before=before, seconds=150)
+        done = run_script(RUN, Path(__file__).parent, disk, shared, before=before, seconds=240)
         assert done.returncode == 0, done.stderr[-4000:]
         known[request.param] = json.loads(done.stdout)
     return known[request.param], NODES[request.param]
