@@ -95,6 +95,7 @@ bench bench-full:
 	    set -- "$$python" -m pytest "test_$${name/-/_}.py" $$full --budget "$$seconds" $(BENCH_OPTIONS) --timeout 0 \
 	        --benchmark-json "results/$$name-$$n.json" --benchmark-quiet -q --color=no -p no:cacheprovider
 	    [ "$$n" = 1 ] || set -- mpiexec -n "$$n" "$$@"
+	    [ "$$n" -le "$$(nproc --all)" ] || export OMPI_MCA_mpi_yield_when_idle=1
 	    timeout --foreground -k 10 $$((2*seconds)) "$$@" </dev/null || result=1
 	done
 	"$$python" report.py >/dev/null

@@ -104,7 +104,7 @@ def race(turns, seconds, least=3, most=40):
     turns : dict of str to callable
         Each returns the seconds that it took on this rank, one number or several.
     seconds : float
-        No new round begins after so long.
+        In all; who has had an equal share of it takes no more turns.
     least, most : int, optional
         Rounds.
 
@@ -113,16 +113,19 @@ def race(turns, seconds, least=3, most=40):
     dict of str to list
     """
     taken = {name: [] for name in turns}
+    spent = dict.fromkeys(turns, 0.0)
     order = list(turns)
     shuffle = random.Random(1).shuffle  # nobody always follows the same one
-    begin = time.perf_counter()
     for number in range(most):
-        if number >= least and WORLD.bcast(time.perf_counter() - begin) > seconds:
-            break
         shuffle(order)
         for name in order:
+            if number >= least and spent[name] > seconds/len(turns):
+                continue
             WORLD.barrier()
-            mine = np.array(turns[name](), dtype=float)
+            begin = time.perf_counter()
+            mine = np.append(turns[name](), 0.0)
+            mine[-1] = time.perf_counter() - begin
             WORLD.Allreduce(MPI.IN_PLACE, mine, MPI.MAX)
-            taken[name].append(mine.tolist())
+            spent[name] += mine[-1]
+            taken[name].append(mine[:-1].tolist() if len(mine) > 2 else float(mine[0]))
     return taken

@@ -36,7 +36,7 @@ class Contestant:
         self.data = function.dat._data[:function.dat.dataset.size].reshape(-1)
         self.start = comm.exscan(self.data.size) or 0
         self.size = comm.allreduce(self.data.size)
-        self.path = os.path.join(folder, f"{type(self).__name__}-{WORLD.rank if comm.size == 1 else comm.bcast(WORLD.rank)}")
+        self.path = os.path.join(folder, f"{type(self).__name__}-{comm.bcast(WORLD.rank)}")
         self.unused = []
         self.slots = 0
 

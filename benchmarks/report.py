@@ -199,9 +199,9 @@ def timesteps(found, folder):
 
 def cgroups(found, folder):
     b = found[0]
-    lines = ["## In a memory cgroup", "", f"A sweep's {b['bytes']/1e6:.0f} MB of states, with a page cache of a quarter "
-             "of that; divided by the larger of the same with memory checkpoints outside the cgroup and of the disk's "
-             "own time for the bytes.", ""]
+    lines = ["## In a memory cgroup", "", f"A sweep's {b['bytes']/1e6:.0f} MB of states, with a page cache of a "
+             "quarter of that; divided by the larger of the same with memory checkpoints outside the cgroup and of "
+             "the disk's own time for the bytes.", ""]
 
     def cell(kind, way):
         b = pick(found, contestant=kind, sweep=way)

@@ -81,7 +81,7 @@ def group():
 
 
 def run(kind, cells, steps, folder, before=(), cache=None, iterations=4):
-    """What the child prints, and the peak of :func:`used`, on top of which `cache` bytes were left for the page cache."""
+    """What the child prints, and the peak of :func:`used`; `cache` bytes more are what it had in the end."""
     command = [*before, sys.executable, __file__, kind, str(cells), str(steps), str(iterations), folder]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         try:

@@ -5,13 +5,13 @@ the memory checkpoints took, and the ratio, are in extra_info. Under mpiexec the
 rank counts.
 """
 
+import functools
 import gc
 import time
 from statistics import median
 
 import flows
 import numpy as np
-import pytest
 from conftest import race
 from mpi4py import MPI
 from problems import CONTESTANTS, advection, inside, square
@@ -77,7 +77,8 @@ def test_iteration(record, request, problem, kind):
         iterations[name]()
         return time.perf_counter() - begin, inside[name]
 
-    taken = race({name: lambda name=name: timed(name) for name in iterations}, 5*request.config.getoption("seconds"), least=4)
+    taken = race({name: functools.partial(timed, name) for name in iterations},
+                 5*request.config.getoption("seconds"), least=4)
     seconds = {name: [times[0] for times in taken[name]] for name in taken}
     stores = median(times[1] for times in taken[kind])
     ratio = median(a/b for a, b in zip(seconds[kind], seconds["memory"]))
@@ -85,5 +86,6 @@ def test_iteration(record, request, problem, kind):
            ratio=ratio, **counts[1], **{"store and restore": stores})
     print(f"\n{problem:26} {MPI.COMM_WORLD.size} ranks, {kind:16}{median(seconds[kind]):8.3f} s, {ratio:6.3f} of "
           f"memory; in store and restore {stores:7.4f} s")
-    del iterations, gradients
+    iterations.clear()
+    del gradients
     gc.collect()

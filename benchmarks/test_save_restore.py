@@ -13,8 +13,8 @@ from collections import deque
 
 import psutil
 import pytest
-from contestants import FILES, OTHERS, TAPES, WORLD, drop_cache, make, make_function
 from conftest import race
+from contestants import FILES, OTHERS, TAPES, WORLD, drop_cache, make, make_function
 from mpi4py import MPI
 
 SIZES = [10**3, 10**4, 10**5, 10**6, 10**7]
@@ -73,7 +73,7 @@ class Case:
         turns = {kind: Turn(self.contestants[kind], self.alive[kind], operation)
                  for kind in self.operations[operation]}
         # Until files need not grow any more.
-        for kind, seconds in race(turns, 0, least=3 if self.warm else KEPT + 2).items():
+        for kind, seconds in race(turns, 0.5, 2, 3 if self.warm else KEPT + 2).items():
             turns[kind].batch = max(1, min(turns[kind].most, int(5e-4/min(seconds))))
         self.warm = True
         return race(turns, self.seconds)

@@ -7,10 +7,10 @@ find files, and memory, that are already there.
 import gc
 import itertools
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 
-from contestants import FILES, TAPES, make, make_function
 from conftest import race
+from contestants import FILES, TAPES, make, make_function
 from mpi4py import MPI
 
 KINDS = [*TAPES, *FILES, "memory", "memcpy"]
@@ -57,7 +57,8 @@ def measured(dofs, steps, full, folder, seconds):
     for _ in range(3):
         function = make_function(dofs)
         contestants = {kind: make(kind, function, MPI.COMM_SELF, folder) for kind in found}
-        taken = race({kind: lambda it=it: sweeps(it, steps) for kind, it in contestants.items()}, seconds, least=2, most=10)
+        taken = race({kind: partial(sweeps, contestant, steps) for kind, contestant in contestants.items()},
+                     seconds, least=2, most=10)
         for kind, (first, *later) in taken.items():
             found[kind]["first"].append(first)
             found[kind]["later"] += later
