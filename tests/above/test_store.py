@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from localckpt import ChecksumMismatch
+from localckpt import ChecksumMismatch, LayoutMismatch
 from localckpt.store import Store
 
 WORLD = MPI.COMM_WORLD
@@ -195,6 +195,34 @@ def test_entries_that_do_not_matter_are_not_compared(tmp_path):
     store = Store(MPI.COMM_SELF, str(tmp_path / "own.h5"))
     first, second = store.put("a", np.array([1., 2., 3.]), 2), store.put("a", np.array([1., 2., 4.]), 2)
     assert first is second and store.get(first, (3,), np.dtype(float), 2)[:2].tolist() == [1, 2]
+
+
+@pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize("size", [10, 10**5])
+def test_an_array_of_the_callers_is_filled(store, size):
+    stored, mine = store.put("a", values(size, 1)), np.zeros(size)
+    assert store.get(stored, out=mine) is mine and (mine == values(size, 1)).all()
+
+
+def test_an_array_of_another_size_is_not_filled(store):
+    stored, mine = store.put("a", values(10, 1)), np.zeros(9)
+    with pytest.raises(LayoutMismatch, match="stored are 80 bytes, to be read are 72"):
+        store.get(stored, out=mine)
+    assert not mine.any()
+
+
+@pytest.mark.parallel([1, 2])
+def test_a_temporary_store_takes_its_folder_along(comm, shared_tmp):
+    store = Store.temporary(comm, shared_tmp)
+    stored = store.put("a", values(5, 1))
+    assert (read(store, stored, 5) == values(5, 1)).all()
+    WORLD.barrier()
+    before = len(os.listdir(shared_tmp))
+    WORLD.barrier()
+    del store, stored
+    gc.collect()
+    WORLD.barrier()
+    assert (before, os.listdir(shared_tmp)) == (WORLD.size if comm == MPI.COMM_SELF else 1, [])
 
 
 def test_store_and_places_need_no_firedrake():
