@@ -46,10 +46,10 @@ def counted(iteration):
 
     def counting(store, *args):
         nonlocal saved, written
-        before = store.written
+        before = store.summary.written
         stored = put(store, *args)
         saved += stored.nbytes
-        written += store.written - before
+        written += store.summary.written - before
         distinct[stored.digest] = stored.nbytes
         return stored
 
