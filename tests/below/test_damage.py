@@ -66,9 +66,11 @@ def outcomes():
             yield kept(file.names, sorted([*data, "steps"]))
 
 
+# Where a file cannot be opened PETSc leaves a communicator behind, of which MPICH has 2,000.
+every = 12 if MPI.Get_library_version().startswith("MPICH") else 1
 bits, n = random.Random(1), 8 * len(content)
 damages = {
-    "shorter": ((shorter, n) for n in range(len(content))),
+    "shorter": ((shorter, n) for n in range(0, len(content), every)),
     "flipped": ((flipped, bit) for bit in bits.sample(range(n), min(n, 4000 * MORE))),
     "riddled": ((flipped, *bits.choices(range(n), k=8)) for _ in range(1000 * MORE)),
 }[kind]
