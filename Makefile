@@ -96,7 +96,7 @@ bench bench-full:
 	        --benchmark-json "results/$$name-$$n.json" --benchmark-quiet -q --color=no -p no:cacheprovider
 	    [ "$$n" = 1 ] || set -- mpiexec -n "$$n" "$$@"
 	    [ "$$n" -le "$$(nproc --all)" ] || export OMPI_MCA_mpi_yield_when_idle=1
-	    timeout --foreground -k 10 $$((2*seconds)) "$$@" </dev/null || result=1
+	    timeout --foreground -k 10 $$((seconds + 300)) "$$@" </dev/null || result=1
 	done
 	"$$python" report.py >/dev/null
 	echo "benchmarks/results/report.md"

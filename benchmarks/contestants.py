@@ -6,6 +6,7 @@ All but the tape's ways know nothing of Functions: what they take is a limit for
 """
 
 import os
+from contextlib import suppress
 
 import firedrake.adjoint as adjoint
 import h5py
@@ -247,15 +248,12 @@ def make(kind, function, comm, folder):
 def drop_cache(folder):
     """Write what is in the folder's files to the disk, and take it out of the page cache."""
     for fd in os.listdir("/proc/self/fd"):  # files that are unlinked, too
-        try:
-            inside = os.readlink(f"/proc/self/fd/{fd}").startswith(folder)
-        except OSError:
-            continue
-        if inside:
-            forget(int(fd))
+        with suppress(FileNotFoundError):  # the listing's own
+            if os.readlink(f"/proc/self/fd/{fd}").startswith(folder):
+                forget(int(fd))
     for parent, _, names in os.walk(folder):
         for name in names:
-            with open(os.path.join(parent, name), "rb") as file:
+            with suppress(FileNotFoundError), open(os.path.join(parent, name), "rb") as file:  # another rank's, perhaps
                 forget(file.fileno())
 
 

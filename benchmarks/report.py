@@ -41,7 +41,8 @@ def main():
     for path in files:
         data = json.loads(path.read_text())
         for benchmark in data["benchmarks"]:
-            found[path.stem.rpartition("-")[0]].append({**benchmark["extra_info"], **benchmark["stats"]})
+            if "contestant" in benchmark["extra_info"]:
+                found[path.stem.rpartition("-")[0]].append({**benchmark["extra_info"], **benchmark["stats"]})
     lines = ["# Benchmarks", "", machine(data), "", "Medians, of the slowest rank in each round. "
              "Ranks marked * are more than the machine has cores.", ""]
     for workload, write in (("iteration", iterations), ("save-restore", saves), ("tape", tapes),
