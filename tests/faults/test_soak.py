@@ -37,8 +37,9 @@ memory, descriptors, disk = measure()
 for i in range(iterations):
     assert_same([sweep(functional, 1.3, mesh)], [first])
 after = measure()
-assert after[1:] == (descriptors, disk), (after, descriptors, disk)
-assert after[0] < 1.05*memory, (after, memory)
+assert after[1] == descriptors, (after, descriptors)
+# The filesystem's own blocks count, too: a written row may take one more than a reserved one.
+assert after[0] < 1.05*memory and after[2] < 1.05*disk, (after, memory, disk)
 """
 
 
