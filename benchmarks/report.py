@@ -34,7 +34,7 @@ plt.rcParams.update({"svg.hashsalt": "localckpt", "font.size": 9, "axes.grid": T
 
 def main():
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent/"results")
-    files = sorted(folder.glob("*.json"))
+    files = sorted(path for path in folder.glob("*.json") if path.name != "counts.json")  # not of pytest-benchmark
     if not files:
         sys.exit(f"no results in {folder}")
     found = defaultdict(list)  # by workload, the first word of the file's name
