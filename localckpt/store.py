@@ -2,6 +2,7 @@
 
 import os
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import inf
 from time import monotonic
@@ -22,20 +23,32 @@ __all__ = ["Store", "Stored", "Summary"]
 MAP_FROM = 1 << 18
 # The tape restores what it needs several times within a step: seconds in which once verified is enough.
 RECENT = 1.0
+# Bytes that the disk is asked for ahead of a sweep in reverse (benchmarks/test_cgroup.py).
+AHEAD = 1 << 23
 
 
 class Stored:
     """An array on disk, which stays there as long as somebody holds this."""
 
-    __slots__ = ("store", "row", "key", "nbytes", "digest", "verified", "__weakref__")
+    __slots__ = ("store", "row", "key", "nbytes", "digest", "verified", "before", "__weakref__")
 
-    def __init__(self, store, row, key, nbytes, digest):
+    def __init__(self, store, row, key, nbytes, digest, before=lambda: None):
         self.store = store
         self.row = row
         self.key = key
         self.nbytes = nbytes
         self.digest = digest
         self.verified = -inf  # when it was last read back and found right
+        self.before = before  # weak reference to what was stored before it
+
+
+def expect(stored):
+    """Have the system read what a sweep in reverse asks for next: what was stored before, last first."""
+    left = AHEAD
+    while stored is not None and left > 0:
+        stored.row.expect(stored.nbytes)
+        left -= stored.nbytes
+        stored = stored.before()
 
 
 @dataclass(slots=True)
@@ -122,6 +135,7 @@ class Store:
         self._agrees = self.direct and comm.size > 1
         self._engine = None
         self._known: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # size, content hash -> Stored
+        self._latest: Callable = lambda: None  # weak reference to what was stored last
         self._next = None
 
     @classmethod
@@ -195,8 +209,9 @@ class Store:
             if not self.collective:
                 stored = self._known.get(content)
             if stored is None:
-                stored = Stored(self, engine.write(key, array), key, nbytes, digest)
+                stored = Stored(self, engine.write(key, array), key, nbytes, digest, self._latest)
                 self._known[content] = stored
+                self._latest = weakref.ref(stored)
                 summary.written += nbytes
             else:
                 summary.repeats += 1
@@ -248,6 +263,8 @@ class Store:
                                  stored.key, owner.comm.rank)
         stale = began - stored.verified > RECENT
         mapped = out is None and owner.direct and stored.nbytes >= MAP_FROM
+        if stale and owner.direct and row.on_disk(stored.nbytes):
+            expect(stored)
         if mapped:
             array = row.map(shape, dtype)
         else:

@@ -25,6 +25,23 @@ from localckpt._log cimport LOAD, SAVE, log_begin, log_end
 
 __all__ = ["Descriptor", "Pool", "Row"]
 
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #include <sys/uio.h>
+    #ifdef RWF_NOWAIT
+      static ssize_t pread_cached(int fd, void *data, size_t n, off_t offset) {
+          struct iovec part = {data, n};
+          return preadv2(fd, &part, 1, offset, RWF_NOWAIT);
+      }
+    #else  /* a system that cannot say */
+      #define pread_cached(fd, data, n, offset) ((ssize_t)0)
+    #endif
+    """
+    ssize_t pread_cached(int fd, void* data, size_t n, off_t offset) nogil
+    int POSIX_FADV_WILLNEED
+    int posix_fadvise(int fd, off_t offset, off_t length, int advice) nogil
+
 cdef extern from "sigbus.h" nogil:
     cdef struct mapped:
         const char* start
@@ -221,6 +238,16 @@ cdef class Row:
         if status:
             raise failure(self.pool, status, "writing" if writing else "reading", view.len)
         return 0
+
+    def on_disk(self, int64_t nbytes):
+        """Whether the last of its bytes would have to come from the disk. Not collective."""
+        cdef char last
+        return pread_cached(self.pool.file.fd, &last, 1, self.offset + nbytes - 1) < 0 and errno == EAGAIN
+
+    def expect(self, int64_t nbytes):
+        """Have the system read it, without waiting for that. Not collective."""
+        with nogil:
+            posix_fadvise(self.pool.file.fd, self.offset, nbytes, POSIX_FADV_WILLNEED)
 
     def map(self, shape, dtype):
         """A new array that shows the row's bytes without a copy. Not collective.

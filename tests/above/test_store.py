@@ -211,6 +211,18 @@ def test_an_array_of_another_size_is_not_filled(store):
     assert not mine.any()
 
 
+@pytest.mark.parametrize("size", [1000, 10**5])
+def test_a_sweep_in_reverse_past_the_cache_is_right(store, size):
+    held = [store.put("a", values(size, i)) for i in range(20)]
+    del held[7]  # the chain of what was stored before has a gap
+    store.flush()
+    number = store._engine.file.descriptor.fileno()
+    os.fsync(number)
+    os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
+    for i, stored in reversed([*enumerate(held)]):
+        assert (read(store, stored, size) == values(size, i + (i > 6))).all()
+
+
 @pytest.mark.parallel([1, 2])
 def test_a_temporary_store_takes_its_folder_along(comm, shared_tmp):
     store = Store.temporary(comm, shared_tmp)

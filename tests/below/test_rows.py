@@ -1,6 +1,7 @@
 """Rows of a file: whole, free again when nobody holds them, and what PETSc and h5py read."""
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
@@ -313,6 +314,25 @@ assert os.waitstatus_to_exitcode(os.wait()[1]) == 1
 row.write(2*np.ones(10))
 """, file)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_expected_comes_from_the_disk_by_itself(make_pool, file):
+    pool = make_pool(stride=4 * PAGE, count=1)
+    row, n = pool.claim(), 4 * PAGE
+    row.write(random(n // 8))
+    assert not row.on_disk(n)  # but in the page cache
+    with open(file, "rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    row.expect(n)
+    for _ in range(500):
+        if not row.on_disk(n):
+            break
+        time.sleep(0.01)
+    assert not row.on_disk(n)
+    array = np.empty(n // 8)
+    row.read(array)
+    np.testing.assert_array_equal(array, random(n // 8))
 
 
 def test_threads_do_not_get_into_each_others_rows(make_pool):
