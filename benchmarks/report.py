@@ -118,7 +118,7 @@ def iterations(found, folder):
                 for b in [pick(found, problem=problem, ranks=numbers[0], contestant=kind)] if b]
         axes.bar(*zip(*bars), width=1/(len(kinds) + 1), color=COLOURS[kind], label=LABELS[kind], align="edge")
     axes.axhline(1, color="black", linewidth=1)
-    axes.set(yscale="log", xticks=[p + 0.4 for p in range(len(problems))],
+    axes.set(xticks=[p + 0.4 for p in range(len(problems))],
              ylabel="iteration ÷ the same in memory", title=f"{ranks(found, numbers[0])} rank(s)")
     axes.set_xticklabels([problem.replace(", ", "\n") for problem in problems], fontsize=7)
     legend(axes)

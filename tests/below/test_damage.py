@@ -66,7 +66,7 @@ def outcomes():
             yield kept(file.names, sorted([*data, "steps"]))
 
 
-# Where a file cannot be opened PETSc leaves a communicator behind, of which MPICH has 2,000.
+# On MPICH PETSc dies after about 2,000 files that it cannot open.
 every = 12 if MPI.Get_library_version().startswith("MPICH") else 1
 bits, n = random.Random(1), 8 * len(content)
 damages = {
