@@ -22,8 +22,8 @@ PROBLEMS = {  # cells along each side, steps, contestants
     "burgers, 8k dofs (the demo)": (flows.burgers, 32, 10, CONTESTANTS[1:]),
     "advection, 60k dofs": (advection, 100, 20, CONTESTANTS[1:4]),
     "advection, 540k dofs": (advection, 300, 20, ("localckpt", "checkpoint_comm")),
-    "wave, 88k dofs": (flows.wave, 70, 20, CONTESTANTS[1:4]),
     "convection, 21k dofs": (flows.convection, 40, 5, CONTESTANTS[1:4]),
+    "wave, 88k dofs": (flows.wave, 70, 20, CONTESTANTS[1:4]),
 }
 FULL = {
     "advection, 60k dofs": (advection, 100, 20, CONTESTANTS[1:]),
