@@ -107,7 +107,8 @@ soak:
 	@python="$(PYTHON)"
 	"$$python" -m pytest tests/faults/test_soak.py --soak $(SOAK) --timeout 7200
 
-# The compiled core under AddressSanitizer and UndefinedBehaviorSanitizer.
+# The compiled core under AddressSanitizer and UndefinedBehaviorSanitizer, but for damaged files, in which HDF5 itself
+# reads past its buffers (docs/faults.md).
 sanitize:
 	@python="$(PYTHON)"
 	flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1"
@@ -115,7 +116,8 @@ sanitize:
 	preload="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)"
 	cd build/sanitize
 	PYTHONPATH=$$PWD/lib LD_PRELOAD="$$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	    "$$python" -P -m pytest ../../tests/below ../../tests/above -m 'parallel[1]' -p no:cacheprovider
+	    "$$python" -P -m pytest ../../tests/below ../../tests/above -m 'parallel[1]' -p no:cacheprovider \
+	    --ignore ../../tests/below/test_damage.py
 
 # Firedrake's tests of checkpointing as they are in CHECKOUT: without localckpt, then on it with each engine.
 # PETSc's log (-log_view) counts what localckpt stored and read on the busiest rank.
