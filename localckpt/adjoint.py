@@ -33,7 +33,7 @@ from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
 from localckpt import leftovers, node_comm, seam
-from localckpt.functions import FunctionStore, check_ranks, content, new_function
+from localckpt.functions import FunctionStore, check_ranks, content, copy_function
 from localckpt.places import Place, Watch, agree, announce, choose_engine, choose_tiers, log, make_folder, next_folder
 from localckpt.store import Store
 
@@ -202,8 +202,7 @@ class DiskCheckpointer(TapePackageData):
             return MeshCheckpoint(saved.load, now, self._functions.store.collective)
         last = self._mesh_copies.get(coordinates, lambda: None)()
         if last is None or last.content != now:
-            copy = new_function(coordinates.function_space(), type(coordinates), [coordinates.dat._data.copy()],
-                                [now[0]])
+            copy = copy_function(coordinates)
             last = MeshCheckpoint(lambda: copy, now)
             self._mesh_copies[coordinates] = weakref.ref(last)
         return last

@@ -63,6 +63,12 @@ def new_function(V, cls, arrays, halos, **kwargs):
     return f
 
 
+def copy_function(function):
+    """A Function with data of its own, its halos as they are. Not collective."""
+    return new_function(function.function_space(), type(function), [dat._data.copy() for dat in function.dat],
+                        [dat.halo_valid for dat in function.dat])
+
+
 def content(dat):
     """What a Dat holds, as something to compare: its halo counts while it is valid. Not collective."""
     halo = dat.halo_valid
