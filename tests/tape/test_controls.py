@@ -53,6 +53,15 @@ def initial_condition():
     return energy(u), [control]
 
 
+def sum_over_steps(u, before, solver):
+    J = 0.0
+    for _ in steps():
+        solver.solve()
+        before.assign(u)
+        J += energy(u)
+    return J
+
+
 def state_that_each_step_overwrites():
     u, before, solver = decay(field(0.2))
     with stop_annotating():
@@ -67,13 +76,7 @@ def state_that_each_step_overwrites():
 def output_of_a_block():
     source = field(0.5)
     control = fd.Function(space()).assign(2 * source)
-    u, before, solver = decay(control)
-    J = 0.0
-    for _ in steps():
-        solver.solve()
-        before.assign(u)
-        J += energy(u)
-    return J, [control]
+    return sum_over_steps(*decay(control)), [control]
 
 
 def source_as_it_is_in_one_step():
@@ -217,13 +220,7 @@ def shape():
         control = fd.Function(mesh.coordinates.function_space()).interpolate(fd.as_vector((0.1 * x * y, 0.2 * y * y)))
         source = fd.Function(fd.FunctionSpace(mesh, "CG", 1)).interpolate(1 + x * y)
     mesh.coordinates.assign(mesh.coordinates + control)
-    u, before, solver = decay(source)
-    J = 0.0
-    for _ in steps():
-        solver.solve()
-        before.assign(u)
-        J += energy(u)
-    return J, [control]
+    return sum_over_steps(*decay(source)), [control]
 
 
 def product_over_steps():
