@@ -262,7 +262,8 @@ class Store:
             raise LayoutMismatch(f"stored are {stored.nbytes} bytes, to be read are {out.nbytes}", owner.path,
                                  stored.key, owner.comm.rank)
         stale = began - stored.verified > RECENT
-        mapped = out is None and owner.direct and stored.nbytes >= MAP_FROM
+        mapped = (out is None and owner.direct and stored.nbytes >= MAP_FROM
+                  and row.offset % dtype.itemsize == 0)  # NumPy is slow where it is not, some CPUs refuse
         if stale and owner.direct and row.on_disk(stored.nbytes):
             expect(stored)
         if mapped:

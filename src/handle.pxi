@@ -2,11 +2,13 @@
 
 # An empty HDF5 file in the format of HDF5 1.8, whose metadata carry checksums: superblock of version 2
 # and header of the root group. Whoever appends to it goes on in that format; PETSc creates older ones.
+# It is as long as the blocks in which HDF5 allocates metadata: from there on what it allocates begins at
+# multiples of what is allocated, and mapped numbers are where a CPU wants them.
 cdef bytes EMPTY_FILE = (
-    b"\x89HDF\r\n\x1a\n\x02\x08\x08\0" + bytes(8) + b"\xff" * 8 + b"\xb3" + bytes(7) + b"\x30" + bytes(7)
-    + b"\x87\x67\x2a\x28"                                              # the superblock's checksum
+    b"\x89HDF\r\n\x1a\n\x02\x08\x08\0" + bytes(8) + b"\xff" * 8 + b"\0\x08" + bytes(6) + b"\x30" + bytes(7)
+    + b"\xec\x1c\x6e\x94"                                              # the superblock's checksum
     + b"OHDR\x02\0\x78" + b"\x02\x12\0\0\0\0" + b"\xff" * 16  # links, of which there are none
-    + b"\x0a\x02\0\x01\0\0" + b"\0\x58\0\0" + bytes(88) + b"\xc5\xb9\xc8\xac")
+    + b"\x0a\x02\0\x01\0\0" + b"\0\x58\0\0" + bytes(88) + b"\xc5\xb9\xc8\xac").ljust(2048, b"\0")
 
 
 cdef class Handle:

@@ -67,6 +67,14 @@ def test_keys_are_kept_apart(store):
                for seed, row in zip([*range(5), *range(10, 15)], rows, strict=True))
 
 
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("before", [0, 1, 3])
+def test_numbers_come_back_where_a_cpu_wants_them(store, before):
+    held = [store.put(f"int8 {n}", np.full(n, n, dtype=np.int8)) for n in range(before)]
+    row = store.put("a", values(10**5, 1))
+    assert read(store, row, 10**5).flags.aligned and len(held) == before
+
+
 @pytest.mark.parallel([1, 2, 3])
 def test_what_was_dropped_makes_room(store):
     places = {place(store.put("a", values(5, seed))) for seed in range(50)}
