@@ -48,8 +48,11 @@ class Contestant:
             self.slots += 1
         return Slot(self.unused.pop(), self.unused)
 
+    def reset(self):
+        """An evaluation begins."""
+
     def ready(self):
-        """Before its turn: to the tape an evaluation begins."""
+        """Before its turn."""
 
     def rest(self):
         """After its turn."""
@@ -81,9 +84,11 @@ class Tape(Contestant):
         super().__init__(function, comm, folder)
         self.checkpointer = self.tape._package_data["firedrake"]
 
+    def reset(self):
+        self.checkpointer.reset()  # Firedrake's goes on in a new file
+
     def ready(self):
         adjoint.set_working_tape(self.tape)
-        self.checkpointer.reset()  # Firedrake's goes on in a new file
         self.checkpointer.continue_checkpointing()
 
     def rest(self):

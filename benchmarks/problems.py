@@ -66,7 +66,7 @@ def new_tape(kind, folder=None, comm=MPI.COMM_SELF):
     adjoint.continue_annotation()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Firedrake's own is meant here
-        if kind == "localckpt":
+        if kind in ("localckpt", "collected"):
             enable_disk_checkpointing(checkpoint_comm=comm, checkpoint_dir=folder)
         elif kind == "viewer":
             enable_disk_checkpointing(checkpoint_comm=comm, checkpoint_dir=folder, engine="viewer")
@@ -74,7 +74,8 @@ def new_tape(kind, folder=None, comm=MPI.COMM_SELF):
             fd.enable_disk_checkpointing(checkpoint_comm=comm, checkpoint_dir=folder)
         elif kind == "shared":
             fd.enable_disk_checkpointing(dirname=folder)
-    tape.enable_checkpointing(SingleMemoryStorageSchedule() if kind == "memory" else SingleDiskStorageSchedule())
+    tape.enable_checkpointing(SingleMemoryStorageSchedule() if kind == "memory" else SingleDiskStorageSchedule(),
+                              gc_timestep_frequency=5 if kind == "collected" else None)
     return tape
 
 
@@ -120,10 +121,11 @@ def repeated(kind, functional, controls):
     first = controls[0].dat.data_ro.copy()
     count = itertools.count(1)
 
-    def iteration():
+    def iteration(between=lambda: None):
         controls[0].dat.data_wo[...] = (1 + 1e-6*next(count))*first
         with measured(kind):
             reduced(controls)
+            between()
             return reduced.derivative()
 
     return iteration

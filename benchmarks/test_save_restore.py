@@ -1,13 +1,14 @@
 """One save and one restore, as often as time allows; the contestants take turns.
 
 `save`: numbers that were not stored before. `again`: numbers that are stored. `restore`: what has just
-been stored, and all of it read once. `restore again`: the same within a second. `cold`: the first
-restore after its bytes went to the disk and out of the page cache.
+been stored, last first, and all of it read once. `restore again`: the same within a second. `cold`: after its
+bytes went to the disk and out of the page cache.
 """
 
 import functools
 import gc
 import itertools
+import os
 import time
 from collections import deque
 
@@ -72,9 +73,10 @@ class Case:
     def race(self, operation):
         turns = {kind: Turn(self.contestants[kind], self.alive[kind], operation)
                  for kind in self.operations[operation]}
-        # Until files need not grow any more.
-        for kind, seconds in race(turns, 0.5, 2, 3 if self.warm else KEPT + 2).items():
-            turns[kind].batch = max(1, min(turns[kind].most, int(5e-4/min(seconds))))
+        least = 2 if self.warm else KEPT + 2  # until files need not grow
+        for kind, seconds in race(turns, 0.5, least, least).items():
+            if operation != "cold":
+                turns[kind].batch = max(1, min(turns[kind].most, int(5e-4/min(seconds))))
         self.warm = True
         return race(turns, self.seconds)
 
@@ -94,10 +96,13 @@ class Turn:
 
     def __init__(self, contestant, alive, operation):
         self.contestant, self.alive, self.operation = contestant, alive, operation
-        self.batch = 1  # operations in a row
-        self.most = {"save": 20, "again": 20, "cold": 1}.get(operation, KEPT)
+        self.batch = KEPT if operation == "cold" else 1  # operations in a row
+        self.most = 20 if operation in ("save", "again") else KEPT
 
     def __call__(self):
+        if WORLD.rank == 0:
+            os.sync()  # what others have left, which their fsync would wait for
+        WORLD.barrier()
         self.contestant.ready()
         seconds = (self.saves if self.operation in ("save", "again") else self.restores)()
         self.contestant.rest()
@@ -115,7 +120,7 @@ class Turn:
     def restores(self):
         restore = self.contestant.restore
         self.saves()
-        tokens = list(self.alive)[-self.batch:]
+        tokens = list(self.alive)[:-self.batch - 1:-1]  # as in a sweep in reverse
         if self.operation == "restore again":
             for token in tokens:
                 restore(token).sum()

@@ -35,6 +35,7 @@ def kinds(steps, full):
 
 def sweeps(contestant, steps):
     """Seconds of a forward and of a reverse sweep on this rank."""
+    contestant.reset()
     contestant.ready()
     data, save, restore = contestant.data, contestant.save, contestant.restore
     begin = time.perf_counter()

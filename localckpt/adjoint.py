@@ -32,9 +32,20 @@ from pyadjoint import OverloadedType, get_working_tape
 from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
-from localckpt import leftovers, node_comm, seam
+from localckpt import CheckpointError, leftovers, node_comm, seam
 from localckpt.functions import FunctionStore, check_ranks, content, copy_function
-from localckpt.places import Place, Watch, agree, announce, choose_engine, choose_tiers, log, make_folder, next_folder
+from localckpt.places import (
+    Place,
+    Watch,
+    announce,
+    choose_tiers,
+    log,
+    make_folder,
+    named_folders,
+    next_folder,
+    raise_everywhere,
+    wanted_engine,
+)
 from localckpt.store import Store
 
 __all__ = ["checkpointable_mesh", "continue_disk_checkpointing", "disk_checkpointing",
@@ -65,7 +76,8 @@ def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
         Folder for the checkpoints, visible to all ranks of a `checkpoint_comm`. Where several
         are given, a rank whose checkpoints no longer fit into one goes on in the next;
         environment variables in them are expanded. Default: `dirname`, else a node-local
-        folder (:func:`localckpt.places.choose_place`).
+        folder (:func:`localckpt.places.choose_place`). With `checkpoint_comm`: the PETSc option
+        ``-localckpt_dir``, else, with a warning, the current folder, as in Firedrake.
     engine : {"direct", "viewer"}, optional
         How bytes move (:mod:`localckpt.engines`). Default: the PETSc option
         ``-localckpt_engine``, else what the folder can be trusted with
@@ -77,7 +89,8 @@ def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
         If no file can be made there, or ranks of a `checkpoint_comm` do not see the same folder;
         on every rank of `comm`.
     ValueError
-        If `checkpoint_comm` has ranks that `comm` lacks.
+        If `checkpoint_comm` has ranks that `comm` lacks, `engine` or ``-localckpt_engine`` is none of the two,
+        or ``-localckpt_dir_limit`` does not fit the folders.
 
     Notes
     -----
@@ -110,8 +123,9 @@ class CheckpointFileName:
 class DiskCheckpointer(TapePackageData):
     """What a tape knows of its disk checkpoints. Collective on `comm` to make.
 
-    Parameters are those of :func:`enable_disk_checkpointing`. No other method than the
-    file that ``checkpointable_mesh`` asks for, and :meth:`summary`, communicates.
+    Parameters are those of :func:`enable_disk_checkpointing`. Saving communicates on
+    `checkpoint_comm`, if at all; the file that ``checkpointable_mesh`` asks for and
+    :meth:`summary` are collective on `comm`; nothing else communicates.
     """
 
     def __init__(self, dirname=None, comm=COMM_WORLD, cleanup=True,
@@ -119,7 +133,7 @@ class DiskCheckpointer(TapePackageData):
         self.comm = comm
         self.cleanup = cleanup
         self.checkpoint_comm = checkpoint_comm or MPI.COMM_SELF
-        if checkpoint_dir is None and checkpoint_comm is not None:
+        if checkpoint_dir is None and checkpoint_comm is not None and not any(named_folders()):
             warnings.warn(
                 "checkpoint_comm without checkpoint_dir defaults to cwd, which is usually on the shared "
                 "filesystem. Consider setting checkpoint_dir to a node-local path.", UserWarning, stacklevel=3)
@@ -129,26 +143,26 @@ class DiskCheckpointer(TapePackageData):
         error = None
         try:
             check_ranks(self.checkpoint_comm, comm, "comm")
-            tiers = choose_tiers(checkpoint_dir or dirname, most)
+            engine = wanted_engine(engine)
+            # With a checkpoint_comm, Firedrake's dirname is for the shared files only.
+            tiers = choose_tiers(checkpoint_dir or (dirname if checkpoint_comm is None else None), most)
             self.dirname, tier = next_folder(self.checkpoint_comm, tiers, ["init.h5", "current.h5"], not cleanup)
         except (OSError, ValueError) as exc:
             error = exc
         try:
-            agree(comm, error)
+            raise_everywhere(comm, error)
         except Exception:
             if error is None and self.checkpoint_comm.rank == 0:
                 leftovers.remove(self.dirname)
             raise
-        place = Place.at(os.path.dirname(self.dirname))
-        announce(place, comm, node)
+        announce(Place.at(os.path.dirname(self.dirname)), comm, node)
         self._parent = dirname or os.getcwd()
         self._mesh_folders: list[str] = []
         self._mesh_file = None
         self._new_files = 0
         self.init_checkpoint_file = self._file("init.h5")
         self.current_checkpoint_file = self._file("current.h5")
-        store = Store(self.checkpoint_comm, self.current_checkpoint_file.name, cleanup,
-                      engine or choose_engine(self.checkpoint_comm, place), limit=tier.limit, tiers=tiers)
+        store = Store.inside(self.dirname, self.checkpoint_comm, tier, tiers, cleanup, engine)
         self._watch = Watch(store, node.size, comm.rank)
         self._functions = FunctionStore(store)
         self._mesh_copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of their coordinates
@@ -186,7 +200,11 @@ class DiskCheckpointer(TapePackageData):
         CheckpointError
             If there is no place left for it, and from then on.
         """
-        return self._functions.save(function)
+        try:
+            return self._functions.save(function)
+        except CheckpointError:
+            seam.end(self)  # the tape will not get to do it
+            raise
 
     def save_mesh(self, mesh):
         """A checkpoint of a mesh's coordinates. Firedrake's tape makes one in every timestep.
@@ -258,8 +276,12 @@ class DiskCheckpointer(TapePackageData):
         """
         if not self.cleanup:
             return
-        if init:
+        if init and self._mesh_file is not None:
+            folder = os.path.dirname(self._mesh_file.name)
             self._mesh_file = None
+            if folder in self._mesh_folders:  # this rank has made it
+                self._mesh_folders.remove(folder)
+                leftovers.remove(folder)
         self._functions.store.retire()
 
     def reset(self):
@@ -268,7 +290,7 @@ class DiskCheckpointer(TapePackageData):
         Old checkpoints are still read after this: it frees nothing.
         """
         if self.cleanup and self.checkpoint_comm.rank == 0:
-            with contextlib.suppress(FileNotFoundError):  # a cleaner of temporary folders was here
+            with contextlib.suppress(OSError):  # a cleaner of temporary folders was here, or the disk has failed
                 os.utime(self.current_checkpoint_file.name)
 
     def copy(self):

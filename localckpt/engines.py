@@ -50,7 +50,7 @@ class DirectEngine:
         self.pools: dict[str, Pool] = {}
         self.chunks: defaultdict[str, int] = defaultdict(int)
 
-    def agree(self, key, array, well=True):
+    def reserve(self, key, array, well=True):
         """Have rows for the next saves of `key`. Collective on the file's communicator.
 
         Raises
@@ -80,8 +80,10 @@ class DirectEngine:
         if self.full is not None:
             raise self.full.with_traceback(None)
         pool = self.pools.get(key) or Pool(self.file.descriptor, self.recycle, key)
-        name = f"{key}.{self.chunks[key]}" if self.chunks[key] else key
-        self.chunks[key] += 1
+        name = key
+        while name in self.file:  # the key's own, or one that is called so itself
+            self.chunks[key] += 1
+            name = f"{key}.{self.chunks[key]}"
         size = self.file.comm.size
         room = (self.limit - self.taken) * size
         try:
@@ -105,7 +107,7 @@ class DirectEngine:
         return pool
 
     def write(self, key, array):
-        """Store `array` in a row of its own. Not collective if :meth:`agree` was.
+        """Store `array` in a row of its own. Not collective if :meth:`reserve` was.
 
         Returns
         -------

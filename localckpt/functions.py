@@ -17,7 +17,7 @@ from mpi4py import MPI
 from xxhash import xxh3_128_digest
 
 from localckpt import _petsc  # noqa: F401  (before what would not load with another PETSc)
-from localckpt._errors import CheckpointError, StorageError
+from localckpt._errors import CheckpointError, StorageError, TransferError
 from localckpt._vecfile import VecFile
 
 SCALAR = np.dtype(ScalarType)
@@ -98,8 +98,7 @@ class SavedFunction:
         -------
         firedrake.Function or firedrake.Cofunction
         """
-        arrays = [self.store.get(row, part.shape, self.dtype, None if halo else part.owned)
-                  for row, part, halo in zip(self.rows, self.parts, self.halos)]
+        arrays = [self.store.get(row, part.shape, self.dtype) for row, part in zip(self.rows, self.parts)]
         return new_function(self.function_space, self.cls, arrays, self.halos, name=self.name, count=self.count)
 
 
@@ -148,11 +147,12 @@ class FunctionStore:
         except CheckpointError as exc:
             self.store.failure = exc
             raise
-        except StorageError as exc:
+        except (StorageError, OSError) as exc:
+            why = exc if isinstance(exc, StorageError) else TransferError(str(exc), exc.filename, errno=exc.errno)
             self.store.failure = lost = CheckpointError(
                 f"rank {V.comm.rank} on {MPI.Get_processor_name()} cannot store a checkpoint of {function.name()!r}: "
-                f"{exc.cause}; {sum(d._data.nbytes for d in dat)} bytes wanted, {self.store.last.free} free",
-                exc.file, exc.dataset, exc.rank, exc.errno)
+                f"{why.cause}; {sum(d._data.nbytes for d in dat)} bytes wanted, {self.store.last.free} free",
+                why.file, why.dataset, why.rank, why.errno)
             raise lost from None  # its cause is in its words
         return SavedFunction(self.store, rows, parts, halos, dtype, V, type(function), function.name(),
                              function.count())

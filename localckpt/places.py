@@ -14,8 +14,8 @@ from petsc4py import PETSc
 
 from localckpt import leftovers
 
-__all__ = ["Place", "Tier", "Watch", "agree", "announce", "choose_engine", "choose_place", "choose_tiers",
-           "make_folder", "next_folder", "node_comm"]
+__all__ = ["Place", "Tier", "Watch", "announce", "choose_engine", "choose_place", "choose_tiers", "make_folder",
+           "next_folder", "node_comm", "raise_everywhere", "wanted_engine"]
 
 log = logging.getLogger("localckpt")
 
@@ -113,6 +113,11 @@ def usable(path):
     return bool(path) and os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
 
 
+def named_folders():
+    """Those in the PETSc option ``-localckpt_dir``, with its variables replaced; empty ones count."""
+    return [os.path.expandvars(name) for name in PETSc.Options("localckpt_").getString("dir", "").split(",")]
+
+
 def choose_place():
     """The node-local folder to use where the user named none. Not collective.
 
@@ -124,7 +129,7 @@ def choose_place():
     -------
     Place
     """
-    named = os.path.expandvars(PETSc.Options("localckpt_").getString("dir", ""))
+    named = next(filter(None, named_folders()), "")
     if usable(named):
         return Place.at(named)
     if named:
@@ -162,8 +167,12 @@ def choose_tiers(folders, ranks):
         If the option is not one number, or one for each folder.
     """
     if folders is None:
-        named = PETSc.Options("localckpt_").getString("dir", "").split(",")
-        folders = named if len(named) > 1 else choose_place().path
+        named = named_folders()
+        folders = [name for name in named if name]
+        if len(folders) < len(named) > 1:
+            log.warning("-localckpt_dir has empty names, which are left out: %s", ",".join(named))
+        if len(folders) < 2:
+            folders = choose_place().path
     if isinstance(folders, (str, os.PathLike)):
         folders = [folders]
     folders = [os.path.expandvars(os.fspath(folder)) for folder in folders]
@@ -217,21 +226,32 @@ class Watch:
                         os.path.dirname(tier.path))
 
 
+def wanted_engine(engine=None):
+    """That one, or what the PETSc option ``-localckpt_engine`` says, or None. Not collective.
+
+    Raises
+    ------
+    ValueError
+        If it is neither "direct" nor "viewer".
+    """
+    wanted = engine or PETSc.Options("localckpt_").getString("engine", "") or None
+    if wanted not in (None, "direct", "viewer"):
+        raise ValueError(f"{'engine' if engine else '-localckpt_engine'} is 'direct' or 'viewer', not {wanted!r}")
+    return wanted
+
+
 def choose_engine(comm, place):
     """The engine for files of `comm` in `place`. Collective on `comm`.
 
     Returns
     -------
     {"direct", "viewer"}
-        The PETSc option ``-localckpt_engine``; else "viewer" on a network filesystem or
+        That of :func:`wanted_engine`; else "viewer" on a network filesystem or
         where `comm` spans nodes: ranks that see different caches of one file must not
         write to it without MPI-IO.
     """
     trusted = comm.allreduce(node_comm(comm).size == comm.size and not place.on_network, MPI.LAND)
-    engine = PETSc.Options("localckpt_").getString("engine", "direct" if trusted else "viewer")
-    if engine not in ("direct", "viewer"):
-        raise ValueError(f"-localckpt_engine is 'direct' or 'viewer', not {engine!r}")
-    return engine
+    return wanted_engine() or ("direct" if trusted else "viewer")
 
 
 def announce(place, comm, node):
@@ -339,7 +359,7 @@ def next_folder(comm, tiers, files=(), keep=False):
                 log.warning("%s: no checkpoints to %s: %s", MPI.Get_processor_name(), tier.path, exc)
 
 
-def agree(comm, error):
+def raise_everywhere(comm, error):
     """Raise the error of the lowest rank that has one on every rank. Collective on `comm`."""
     first = comm.allreduce(comm.size if error is None else comm.rank, MPI.MIN)
     if first < comm.size:

@@ -64,7 +64,7 @@ def install(ours, checkpoint_class, everywhere=False):
         If this Firedrake has no such place.
     """
     uninstall()
-    theirs = places()
+    theirs = attachment_points()
     warned = False
 
     def init_checkpoint(self, *args, **kwargs):  # and not __new__: a class never gets over having had one
@@ -131,13 +131,17 @@ def install(ours, checkpoint_class, everywhere=False):
         replace(theirs["DiskCheckpointer"], "__init__", init)
 
 
-def places():
+def attachment_points():
     """What localckpt attaches to, or ImportError."""
     theirs = {name: getattr(fd, name, None)
               for name in ("CheckpointFunction", "DiskCheckpointer", "current_checkpoint_file")}
-    gone = [name for name, value in theirs.items() if value is None]
+    gone = [f"{fd.__name__}.{name}" for name, value in theirs.items() if value is None]
+    methods = {theirs["DiskCheckpointer"]: ("continue_checkpointing", "pause_checkpointing")} | dict.fromkeys(
+        (MeshGeometryMixin, EnsembleFunctionMixin), ("_ad_create_checkpoint", "_ad_restore_at_checkpoint"))
+    gone += [f"{owner.__module__}.{owner.__name__}.{name}" for owner, names in methods.items() if owner
+             for name in names if not hasattr(owner, name)]
     if gone:
-        raise ImportError(f"Firedrake {version('firedrake')} has no {fd.__name__}.{' or '.join(gone)}, "
+        raise ImportError(f"Firedrake {version('firedrake')} has no {' or '.join(gone)}, "
                           "where localckpt attaches; a newer localckpt may know its new place")
     return theirs
 
@@ -157,4 +161,4 @@ def uninstall():
             setattr(owner, name, value)
 
 
-places()  # before anything else of localckpt builds on them
+attachment_points()  # before anything else of localckpt builds on them

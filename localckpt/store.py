@@ -4,7 +4,7 @@ import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, prod
 from time import monotonic
 
 import numpy as np
@@ -30,23 +30,24 @@ AHEAD = 1 << 23
 class Stored:
     """An array on disk, which stays there as long as somebody holds this."""
 
-    __slots__ = ("store", "row", "key", "nbytes", "digest", "verified", "before", "__weakref__")
+    __slots__ = ("store", "row", "key", "nbytes", "valid", "digest", "verified", "before", "__weakref__")
 
-    def __init__(self, store, row, key, nbytes, digest, before=lambda: None):
+    def __init__(self, store, row, key, nbytes, valid, digest, before=lambda: None):
         self.store = store
         self.row = row
         self.key = key
         self.nbytes = nbytes
+        self.valid = valid
         self.digest = digest
         self.verified = -inf  # when it was last read back and found right
         self.before = before  # weak reference to what was stored before it
 
 
-def expect(stored):
+def prefetch(stored):
     """Have the system read what a sweep in reverse asks for next: what was stored before, last first."""
     left = AHEAD
     while stored is not None and left > 0:
-        stored.row.expect(stored.nbytes)
+        stored.row.prefetch(stored.nbytes)
         left -= stored.nbytes
         stored = stored.before()
 
@@ -115,6 +116,10 @@ class Store:
         The bytes that each rank may use here, the same on every rank of `comm`.
     tiers : sequence of localckpt.places.Tier, optional
         Where to go on when this file is full or fails.
+    summary : Summary, optional
+        To count in.
+    wanted : {"direct", "viewer"}, optional
+        The engine to go on with. Default: what each folder can be trusted with.
 
     Attributes
     ----------
@@ -122,13 +127,14 @@ class Store:
         Set to why an array was lost: from then on every :meth:`put` and :meth:`get` raises it.
     """
 
-    def __init__(self, comm, path, cleanup=True, engine="direct", *, limit=inf, tiers=(), summary=None):
+    def __init__(self, comm, path, cleanup=True, engine="direct", *, limit=inf, tiers=(), summary=None, wanted=None):
         self.comm = comm
         self.path = path
         self.cleanup = cleanup
         self.limit = limit
         self.tiers = tiers
         self.direct = engine == "direct"
+        self.wanted = wanted
         self.collective = not self.direct and comm.size > 1  # whether get is
         self.failure = None
         self._summary = summary or Summary()
@@ -163,11 +169,20 @@ class Store:
         """
         tiers = choose_tiers(folders, ranks)
         folder, tier = next_folder(comm, tiers)
-        store = cls(comm, os.path.join(folder, "current.h5"), engine=choose_engine(comm, Place.at(tier.path)),
-                    limit=tier.limit, tiers=tiers)
+        store = cls.inside(folder, comm, tier, tiers)
         if comm.rank == 0:
             weakref.finalize(store, leftovers.remove, folder)
         return store
+
+    @classmethod
+    def inside(cls, folder, comm, tier, tiers, cleanup=True, engine=None, summary=None):
+        """A store in a folder of :func:`localckpt.places.next_folder`. Collective on `comm`.
+
+        With that engine, or the one that the folder can be trusted with.
+        """
+        place = Place.at(os.path.dirname(folder))
+        return cls(comm, os.path.join(folder, "current.h5"), cleanup, engine or choose_engine(comm, place),
+                   limit=tier.limit, tiers=tiers, summary=summary, wanted=engine)
 
     def put(self, key, array, valid=None):
         """Store `array`; the same bytes again are not written again.
@@ -192,7 +207,7 @@ class Store:
         Raises
         ------
         StorageError
-            The last tier's, where no tier takes it.
+            Why this file does not take it, where no other tier does, either.
         """
         began = monotonic()
         digest = xxh3_128_digest(array if valid is None else array[:valid])
@@ -203,13 +218,13 @@ class Store:
         try:
             engine = self._engine or self._open()
             if self._agrees:
-                engine.agree(key, array, self.failure is None)
+                engine.reserve(key, array, self.failure is None)
             if self.failure is not None:
                 raise self.failure.with_traceback(None)
             if not self.collective:
                 stored = self._known.get(content)
             if stored is None:
-                stored = Stored(self, engine.write(key, array), key, nbytes, digest, self._latest)
+                stored = Stored(self, engine.write(key, array), key, nbytes, valid, digest, self._latest)
                 self._known[content] = stored
                 self._latest = weakref.ref(stored)
                 summary.written += nbytes
@@ -218,6 +233,7 @@ class Store:
         except CheckpointError:
             raise
         except OSError as exc:
+            exc.__traceback__ = exc.__context__ = None  # it is kept, and would keep all that its frames hold
             stored = self._known[content] = self._following(exc).put(key, array, valid)
             return stored
         summary.saves += 1
@@ -225,7 +241,7 @@ class Store:
         summary.saving += monotonic() - began
         return stored
 
-    def get(self, stored, shape=None, dtype=None, valid=None, *, out=None):
+    def get(self, stored, shape=None, dtype=None, *, out=None):
         """An array with what was stored.
 
         Collective on the store's communicator if :attr:`collective`.
@@ -236,8 +252,6 @@ class Store:
             From :meth:`put`.
         shape : tuple of int
         dtype : numpy.dtype
-        valid : int, optional
-            As it was stored.
         out : numpy.ndarray, optional
             The array to fill, instead of a new one of that shape and dtype; of a Vec, its ``array_w``.
 
@@ -251,27 +265,28 @@ class Store:
         ChecksumMismatch
             If the bytes are not those that were stored, unless they were right a second ago.
         LayoutMismatch
-            If `out` is not of the size that was stored.
+            If that is not the size of what was stored.
         StorageError
         """
         if self.failure is not None:
             raise self.failure.with_traceback(None)
         began = monotonic()
         row, owner = stored.row, stored.store
-        if out is not None and out.nbytes != stored.nbytes:
-            raise LayoutMismatch(f"stored are {stored.nbytes} bytes, to be read are {out.nbytes}", owner.path,
+        nbytes = prod(shape) * dtype.itemsize if out is None else out.nbytes
+        if nbytes != stored.nbytes:
+            raise LayoutMismatch(f"stored are {stored.nbytes} bytes, to be read are {nbytes}", owner.path,
                                  stored.key, owner.comm.rank)
         stale = began - stored.verified > RECENT
         mapped = (out is None and owner.direct and stored.nbytes >= MAP_FROM
                   and row.offset % dtype.itemsize == 0)  # NumPy is slow where it is not, some CPUs refuse
         if stale and owner.direct and row.on_disk(stored.nbytes):
-            expect(stored)
+            prefetch(stored)
         if mapped:
             array = row.map(shape, dtype)
         else:
             array = np.empty(shape, dtype) if out is None else out
             row.read(array)
-        if stale and xxh3_128_digest(array if valid is None else array[:valid]) != stored.digest:
+        if stale and xxh3_128_digest(array if stored.valid is None else array[:stored.valid]) != stored.digest:
             raise ChecksumMismatch("what was read is not what was stored", owner.path, stored.key, owner.comm.rank)
         ended = monotonic()
         if stale:
@@ -300,24 +315,25 @@ class Store:
         while self._next is None:
             if not tiers:
                 raise cause
-            folder, tier = next_folder(MPI.COMM_SELF, tiers, keep=not self.cleanup)
-            place = Place.at(tier.path)
-            store = Store(MPI.COMM_SELF, os.path.join(folder, "current.h5"), self.cleanup,
-                          choose_engine(MPI.COMM_SELF, place), limit=tier.limit, tiers=tiers,
-                          summary=self._summary)
+            folder = None
             try:
+                folder, tier = next_folder(MPI.COMM_SELF, tiers, keep=not self.cleanup)
+                store = Store.inside(folder, MPI.COMM_SELF, tier, tiers, self.cleanup, self.wanted, self._summary)
                 store._open()
             except OSError as exc:
-                log.warning("%s: no checkpoints to %s: %s", MPI.Get_processor_name(), tier.path, exc)
-                cause = exc
-                leftovers.remove(folder)
+                log.warning("%s: no checkpoints to %s: %s", MPI.Get_processor_name(), folder or "the next folder", exc)
+                if folder is not None:
+                    leftovers.remove(folder)
                 continue
             if self.cleanup:
                 leftovers.remove(folder)  # the file in it is unlinked
-            log.warning("%s: %s; what cannot be stored there goes to %s (%s, %.1f GB free)",
-                        MPI.Get_processor_name(), cause, place.path, place.filesystem, place.free / 1e9)
+            log.warning("%s: %s; what cannot be stored there goes to %s (%.1f GB free)",
+                        MPI.Get_processor_name(), cause, tier.path, store.free / 1e9)
             self._next = store
         return self._next
+
+    def __del__(self):
+        self.retire()
 
     @property
     def taken(self):

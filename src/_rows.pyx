@@ -56,6 +56,7 @@ cdef enum:
 
 cdef size_t PAGE = sysconf(_SC_PAGESIZE)
 cdef bint forked = False
+cdef int forks = 0  # of this process
 
 
 def _in_child():
@@ -63,7 +64,12 @@ def _in_child():
     forked = True
 
 
-os.register_at_fork(after_in_child=_in_child)
+def _in_parent():
+    global forks
+    forks += 1
+
+
+os.register_at_fork(after_in_parent=_in_parent, after_in_child=_in_child)
 
 
 cdef class Descriptor:
@@ -180,23 +186,28 @@ cdef class Pool:
         row = Row.__new__(Row)
         row.pool = self
         row.offset = self.offsets.pop()
+        row.forks = forks
         return row
 
 
 @cython.final
 @cython.no_gc  # it holds its pool, and that holds numbers
 cdef class Row:
-    """A range of bytes in a file, free again when nobody holds it."""
+    """A range of bytes in a file, free again when nobody holds it.
+
+    Not one that a forked child may still read: what it is to the child nobody knows here.
+    """
 
     cdef Pool pool
     cdef readonly int64_t offset
+    cdef int forks  # when it was claimed
     cdef object __weakref__
 
     def __init__(self):
         raise TypeError("rows come from Pool.claim")
 
     def __dealloc__(self):
-        if self.pool is not None and self.pool.recycle:
+        if self.pool is not None and self.pool.recycle and self.forks == forks:
             self.pool.offsets.append(self.offset)
 
     def write(self, array):
@@ -244,7 +255,7 @@ cdef class Row:
         cdef char last
         return pread_cached(self.pool.file.fd, &last, 1, self.offset + nbytes - 1) < 0 and errno == EAGAIN
 
-    def expect(self, int64_t nbytes):
+    def prefetch(self, int64_t nbytes):
         """Have the system read it, without waiting for that. Not collective."""
         with nogil:
             posix_fadvise(self.pool.file.fd, self.offset, nbytes, POSIX_FADV_WILLNEED)

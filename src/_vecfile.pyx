@@ -8,6 +8,7 @@ import pickle
 import resource
 import sys
 import warnings
+from contextlib import suppress
 from types import SimpleNamespace
 from zlib import crc32
 
@@ -104,7 +105,7 @@ cdef Dataset contiguous(Handle handle, bytes path, tuple shape, object dtype, bi
     """A new dataset at its final place in the file, its disk space reserved. Collective."""
     cdef Dataset dataset = Dataset()
     cdef hsize_t dims[MAXDIM]
-    cdef hid_t space, properties
+    cdef hid_t properties
     cdef int64_t nbytes = dtype.itemsize
     for i, dim in enumerate(shape):
         dims[i] = dim
@@ -113,15 +114,16 @@ cdef Dataset contiguous(Handle handle, bytes path, tuple shape, object dtype, bi
         shape += (2,)
         dims[len(shape) - 1] = 2
     properties = CHKH5(H5Pcreate(H5P_DATASET_CREATE))
-    CHKH5(H5Pset_layout(properties, H5D_CONTIGUOUS))
-    CHKH5(H5Pset_alloc_time(properties, H5D_ALLOC_TIME_EARLY))
-    if not zeros:
-        CHKH5(H5Pset_fill_time(properties, H5D_FILL_TIME_NEVER))  # nothing is written until somebody does
-    space = CHKH5(H5Screate_simple(len(shape), dims, NULL))
-    dataset.id = H5Dcreate2(handle.id, path, h5type(dtype), space, H5P_DEFAULT, properties, H5P_DEFAULT)
-    H5Sclose(space)
-    H5Pclose(properties)
-    CHKH5(dataset.id)
+    try:
+        CHKH5(H5Pset_layout(properties, H5D_CONTIGUOUS))
+        CHKH5(H5Pset_alloc_time(properties, H5D_ALLOC_TIME_EARLY))
+        if not zeros:
+            CHKH5(H5Pset_fill_time(properties, H5D_FILL_TIME_NEVER))  # nothing is written until somebody does
+        dataset.space = CHKH5(H5Screate_simple(len(shape), dims, NULL))
+        dataset.id = CHKH5(H5Dcreate2(handle.id, path, h5type(dtype), dataset.space, H5P_DEFAULT, properties,
+                                      H5P_DEFAULT))
+    finally:
+        H5Pclose(properties)
     try:
         if nbytes:
             handle.reserve(H5Dget_offset(dataset.id), nbytes)
@@ -294,7 +296,7 @@ cdef int read_entries(Handle handle, object name, void* data, long long n, objec
             step = -1 if timestep is None else timestep
             with nogil:
                 dataset.move(type, handle.dxpl, data, first, n, False, step)
-            if step >= 0 and dataset.attribute(ROW_CHECKSUMS, 0):
+            if step >= 0 and n and dataset.attribute(ROW_CHECKSUMS, 0):
                 table.open(handle, CHECKSUMS + b"/" + path)
                 table.move(H5T_NATIVE_INT64, H5P_DEFAULT, &stored, handle.rank, 1, False, step)
                 if stored != digest(data, n * dtype.itemsize, 0):

@@ -91,8 +91,10 @@ cdef class Dataset:
         cdef hid_t attribute
         if CHKH5(H5Aexists(self.id, name)):
             attribute = CHKH5(H5Aopen(self.id, name, H5P_DEFAULT))
-            CHKH5(H5Aread(attribute, H5T_NATIVE_INT64, &value))
-            H5Aclose(attribute)
+            try:
+                CHKH5(H5Aread(attribute, H5T_NATIVE_INT64, &value))
+            finally:
+                H5Aclose(attribute)
         return value
 
     cdef int mark(self, bytes name, int64_t value, hid_t type) except -1:
@@ -102,11 +104,14 @@ cdef class Dataset:
             attribute = CHKH5(H5Aopen(self.id, name, H5P_DEFAULT))
         else:
             space = CHKH5(H5Screate(H5S_SCALAR))
-            attribute = H5Acreate2(self.id, name, type, space, H5P_DEFAULT, H5P_DEFAULT)
-            H5Sclose(space)
-            CHKH5(attribute)
-        CHKH5(H5Awrite(attribute, H5T_NATIVE_INT64, &value))
-        H5Aclose(attribute)
+            try:
+                attribute = CHKH5(H5Acreate2(self.id, name, type, space, H5P_DEFAULT, H5P_DEFAULT))
+            finally:
+                H5Sclose(space)
+        try:
+            CHKH5(H5Awrite(attribute, H5T_NATIVE_INT64, &value))
+        finally:
+            H5Aclose(attribute)
         return 0
 
     def shape(self):
@@ -126,7 +131,6 @@ cdef class Dataset:
         cdef hsize_t count[MAXDIM]
         cdef hsize_t row = 1, reals
         cdef hid_t memory
-        cdef herr_t status
         cdef int i, axis = step >= 0
         reals = <hsize_t> n * (2 if self.is_complex else 1)
         start[0] = <hsize_t> step
@@ -138,18 +142,18 @@ cdef class Dataset:
         start[axis] = (<hsize_t> first * (2 if self.is_complex else 1)) // row if row else 0
         count[axis] = reals // row if row else 0
         memory = CHKH5(H5Screate_simple(1, &reals, NULL))
-        if reals == 0:
-            status = H5Sselect_none(self.space)
-            H5Sselect_none(memory)
-        else:
-            status = H5Sselect_hyperslab(self.space, H5S_SELECT_SET, start, NULL, count, NULL)
-        if status >= 0:
-            if writing:
-                status = H5Dwrite(self.id, type, memory, self.space, dxpl, data)
+        try:
+            if reals == 0:
+                CHKH5(H5Sselect_none(self.space))
+                CHKH5(H5Sselect_none(memory))
             else:
-                status = H5Dread(self.id, type, memory, self.space, dxpl, data)
-        CHKH5(status)
-        CHKH5(H5Sclose(memory))
+                CHKH5(H5Sselect_hyperslab(self.space, H5S_SELECT_SET, start, NULL, count, NULL))
+            if writing:
+                CHKH5(H5Dwrite(self.id, type, memory, self.space, dxpl, data))
+            else:
+                CHKH5(H5Dread(self.id, type, memory, self.space, dxpl, data))
+        finally:
+            H5Sclose(memory)
         return 0
 
     cdef bint chunked(self) except -1:
@@ -245,10 +249,11 @@ cdef int layout_number(Handle handle, tuple sizes) except -1:
         number += 1
     table = Dataset()
     space = CHKH5(H5Screate_simple(1, &n, NULL))
-    table.id = H5Dcreate2(handle.id, LAYOUTS + b"/%d" % number, H5T_NATIVE_INT64, space,
-                          H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT)
-    H5Sclose(space)
-    CHKH5(table.id)
+    try:
+        table.id = CHKH5(H5Dcreate2(handle.id, LAYOUTS + b"/%d" % number, H5T_NATIVE_INT64, space,
+                                    H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT))
+    finally:
+        H5Sclose(space)
     values = np.array(sizes, dtype=np.int64)
     table.mark(CHECKSUM, digest(&values[0], 8 * n, 0), H5T_NATIVE_INT64)
     if handle.rank == 0:

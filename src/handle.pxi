@@ -135,16 +135,17 @@ cdef class Handle:
         return 0
 
     cdef int divert(self) except -1:
-        """Let what MPI-IO still writes to this file go nowhere. Not collective.
+        """Let what MPI-IO still writes to this file go nowhere, if descriptors are left. Not collective.
 
         HDF5 writes its metadata when it closes a file; where it cannot, it keeps the id of what
         it has freed, and crashes on it at exit.
         """
         self.diverted = True
-        nowhere = os.memfd_create("nowhere")
-        for number in self.mpiio:
-            os.dup2(nowhere, number, inheritable=False)
-        os.close(nowhere)
+        with suppress(OSError):
+            nowhere = os.memfd_create("nowhere")
+            for number in self.mpiio:
+                os.dup2(nowhere, number, inheritable=False)
+            os.close(nowhere)
         return 0
 
     cdef int close(self) except -1:
@@ -301,11 +302,12 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
                     written = 0
                     while written < len(EMPTY_FILE):
                         written += os.pwrite(handle.descriptor.fileno(), EMPTY_FILE[written:], written)
+                others = open_numbers(handle.descriptor)
+                if handle.size > 1:
+                    spare(handle.descriptor)
             except OSError as exc:
                 error = TransferError(f"{exc.strerror}, creating the file", handle.path, errno=exc.errno)
-            if mode != "r":  # the others open it only then
-                handle.settle(error)
-            others = open_numbers(handle.descriptor)
+            handle.settle(error)  # the others open it only then
             try:
                 with nogil:
                     CHKERR(PetscViewerHDF5Open(handle.comm, cname, how, &handle.viewer))
@@ -319,11 +321,13 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
                     if together:
                         handle.dxpl = CHKH5(H5Pcreate(H5P_DATASET_XFER))
                         CHKH5(H5Pset_dxpl_mpio(handle.dxpl, H5FD_MPIO_COLLECTIVE))
+                handle.mpiio = open_numbers(handle.descriptor) - others
             except StorageError as exc:
                 # The path was there and could be opened, so what HDF5 objects to is its content.
                 error = (exc if fresh else NotHDF5(exc.cause))
                 error.file = handle.path
-            handle.mpiio = open_numbers(handle.descriptor) - others
+            except OSError as exc:
+                error = TransferError(f"{exc.strerror}, opening the file", handle.path, errno=exc.errno)
             handle.settle(error)
         except BaseException:
             if handle.viewer != NULL:
@@ -335,6 +339,17 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
         end_capture()
     files.append(handle)
     return handle
+
+
+cdef spare(file):
+    """Make sure of the descriptors that MPI-IO needs: a rank without them leaves the others waiting in it."""
+    numbers = []
+    try:
+        for _ in range(8):
+            numbers.append(os.dup(file.fileno()))
+    finally:
+        for number in numbers:
+            os.close(number)
 
 
 cdef set open_numbers(file):

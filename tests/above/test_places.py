@@ -12,7 +12,16 @@ from petsc4py import PETSc
 
 from localckpt import places
 from localckpt.leftovers import JOB_FOLDERS
-from localckpt.places import Place, Tier, agree, announce, choose_place, choose_tiers, make_folder, node_comm
+from localckpt.places import (
+    Place,
+    Tier,
+    announce,
+    choose_place,
+    choose_tiers,
+    make_folder,
+    node_comm,
+    raise_everywhere,
+)
 
 WORLD = MPI.COMM_WORLD
 
@@ -86,6 +95,14 @@ def test_variables_in_the_option_are_expanded_on_each_node(folders, monkeypatch,
     monkeypatch.setenv("MINE", str(folders))
     option("$MINE/system")
     assert choose_tiers(None, 1) == [Tier(str(folders / "system"))]
+
+
+@pytest.mark.parametrize("missing", ["", "$UNSET_HERE"])
+def test_empty_names_in_the_option_are_left_out_with_a_warning(missing, folders, monkeypatch, option, said):
+    monkeypatch.setenv("UNSET_HERE", "")
+    option(f"{missing},{folders / 'system'}")
+    assert choose_tiers(None, 1) == [Tier(str(folders / "system"))]
+    assert [level for level, message in said() if "empty names" in message] == ["WARNING"]
 
 
 @pytest.mark.parametrize("value", ["", "missing", "file"])
@@ -220,12 +237,12 @@ def test_ranks_raise_the_error_of_the_lowest_that_has_one(raises_everywhere):
     lowest = WORLD.size // 2
     error = OSError(28, f"of rank {WORLD.rank}") if WORLD.rank >= lowest else None
     with raises_everywhere(OSError, match=f"of rank {lowest}"):
-        agree(WORLD, error)
+        raise_everywhere(WORLD, error)
 
 
 @pytest.mark.parallel([1, 2])
 def test_ranks_without_an_error_raise_none(shared_tmp):
-    assert agree(WORLD, None) is None
+    assert raise_everywhere(WORLD, None) is None
 
 
 @pytest.fixture

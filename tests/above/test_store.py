@@ -75,6 +75,30 @@ def test_numbers_come_back_where_a_cpu_wants_them(store, before):
     assert read(store, row, 10**5).flags.aligned and len(held) == before
 
 
+@pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize("keys", [["u", "u.1"], ["u.1", "u"]])
+def test_a_key_may_be_called_like_another_ones_dataset(store, keys):
+    rows = [(seed, store.put(key, values(10, seed))) for key in keys for seed in range(7)]
+    assert all((read(store, row, 10) == values(10, seed)).all() for seed, row in rows)
+
+
+@pytest.mark.parametrize("recently", [True, False])
+def test_more_than_was_stored_is_not_read(store, recently):
+    stored = store.put("a", values(10, 1))
+    if recently:
+        read(store, stored, 10)
+    with pytest.raises(LayoutMismatch, match="stored are 80 bytes, to be read are 160"):
+        read(store, stored, 20)
+
+
+def test_a_store_that_is_dropped_closes_its_file(tmp_path):
+    store = Store(MPI.COMM_SELF, str(tmp_path / "own.h5"))
+    store.put("a", values(10, 1))
+    assert open_files(store.path)
+    del store
+    assert not open_files(str(tmp_path / "own.h5"))
+
+
 @pytest.mark.parallel([1, 2, 3])
 def test_what_was_dropped_makes_room(store):
     places = {place(store.put("a", values(5, seed))) for seed in range(50)}
@@ -202,7 +226,7 @@ def test_bytes_that_changed_on_disk_are_an_error(tmp_path, size):
 def test_entries_that_do_not_matter_are_not_compared(tmp_path):
     store = Store(MPI.COMM_SELF, str(tmp_path / "own.h5"))
     first, second = store.put("a", np.array([1., 2., 3.]), 2), store.put("a", np.array([1., 2., 4.]), 2)
-    assert first is second and store.get(first, (3,), np.dtype(float), 2)[:2].tolist() == [1, 2]
+    assert first is second and store.get(first, (3,), np.dtype(float))[:2].tolist() == [1, 2]
 
 
 @pytest.mark.parallel([1, 2])

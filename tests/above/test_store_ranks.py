@@ -141,6 +141,8 @@ class Tight:
         self.file = file
     def __getattr__(self, name):
         return getattr(self.file, name)
+    def __contains__(self, name):
+        return name in self.file
     def create_rows(self, name, rows, array, **others):
         return self.file.create_rows(name, rows, array, limit=1, **others)
 

@@ -268,6 +268,17 @@ def test_a_timestep_of_a_dataset_without_timesteps_is_an_error(shared_tmp, raise
 
 
 @pytest.mark.parallel([1, 2, 3])
+def test_rows_without_entries_have_nothing_to_verify(shared_tmp):
+    n = 5 * (WORLD.rank == 1)
+    written_rows(shared_tmp / "rows.h5", 3, n, checksums=True)
+    with VecFile(WORLD, shared_tmp / "rows.h5") as file:
+        array = np.empty(n, PETSc.ScalarType)
+        for step in range(3):
+            file.read_array("rows", array, timestep=step)
+            assert n == 0 or len(set(array)) > 1
+
+
+@pytest.mark.parallel([1, 2, 3])
 def test_a_damaged_row_is_an_error_on_every_rank(shared_tmp, raises_everywhere):
     path, own = shared_tmp / "rows.h5", 5 + WORLD.rank
     written_rows(path, 3, own, checksums=True)
@@ -293,6 +304,29 @@ def test_a_row_that_nobody_wrote_is_an_error(shared_tmp, raises_everywhere):
     with VecFile(WORLD, shared_tmp / "rows.h5") as file:
         with raises_everywhere(ChecksumMismatch, match="nothing was stored as timestep 4"):
             file.read_array("rows", np.empty(5, PETSc.ScalarType), timestep=4)
+
+
+def test_what_a_forked_child_may_still_read_is_not_written_over(file, run_script):
+    done = run_script("""
+from localckpt._rows import Descriptor, Pool
+pool = Pool(Descriptor(sys.argv[1], os.O_RDWR), True, "a")
+pool.add(0, 8*2**16, 2)
+row = pool.claim()
+row.write(np.ones(2**16))
+array = row.map((2**16,), np.dtype(float))
+parent, child = os.pipe()
+if os.fork() == 0:
+    os.read(parent, 1)
+    os._exit(int(array.min() == array.max() == 1.0))
+del row, array
+for _ in range(2):
+    row = pool.claim()
+    if row is not None:
+        row.write(np.zeros(2**16))
+os.write(child, b"!")
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 1
+""", file)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_forked_child_reads_but_does_not_write(file, run_script):
@@ -324,7 +358,7 @@ def test_what_is_expected_comes_from_the_disk_by_itself(make_pool, file):
     with open(file, "rb") as opened:
         os.fsync(opened.fileno())
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    row.expect(n)
+    row.prefetch(n)
     for _ in range(500):
         if not row.on_disk(n):
             break

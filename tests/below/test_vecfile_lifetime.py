@@ -13,7 +13,7 @@ import pytest
 from mpi4py import MPI
 from petsc4py import PETSc
 
-from localckpt import ClosedFile, StorageError, VecFile, _vecfile
+from localckpt import ClosedFile, StorageError, TransferError, VecFile, _vecfile
 
 WORLD = MPI.COMM_WORLD
 
@@ -397,3 +397,26 @@ for turn in range(10):
 print(len(ends))
 """, tmp_path / "w.h5")
     assert (result.returncode, result.stdout, result.stderr) == (0, "20\n", "")
+
+
+def test_a_file_is_closed_where_no_descriptors_are_left(run_script, tmp_path):
+    done = run_script("""
+import resource
+file = VecFile(MPI.COMM_SELF, sys.argv[1], "x")
+os.unlink(sys.argv[1])
+listing = lambda: {os.readlink(f"/proc/self/fd/{n}") for n in range(100) if os.path.islink(f"/proc/self/fd/{n}")}
+assert any("a.h5" in name for name in listing())
+first, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+file.close()
+resource.setrlimit(resource.RLIMIT_NOFILE, (first, hard))
+assert not any("a.h5" in name for name in listing())
+""", tmp_path / "a.h5")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_attribute_that_cannot_be_read_does_not_keep_a_file_open(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("a", data=np.zeros(3)).attrs["complex"] = "no"
+    with VecFile(MPI.COMM_SELF, tmp_path / "a.h5") as file, pytest.raises(TransferError, match="conversion"):
+        file.read_array("a", np.zeros(3))

@@ -181,3 +181,45 @@ except localckpt.CheckpointError:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("are left in") == 1
     assert done.stdout.index("are left in") < done.stdout.index("lost")
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_no_descriptors_left_on_one_rank_of_a_file(run_script, tmp_path, left):
+    done = run_script("""
+import resource
+from localckpt import _rows
+held = []
+if comm.rank == 1:
+    first, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        while True:
+            held.append(os.open("/", os.O_RDONLY))
+    except OSError:
+        for _ in range(int(sys.argv[2])):
+            os.close(held.pop())
+what = attempt(lambda: VecFile(comm, sys.argv[1], "x"))
+assert what[0] == what[1] and "Error" in what[0][0], what
+assert int(sys.argv[2]) > 1 or "Too many open files" in what[0][1], what
+for number in held:
+    os.close(number)
+""", tmp_path / "a.h5", left, ranks=2)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_next_folder_that_takes_nothing_is_the_first_ones_error(run):
+    done = run("""
+mesh = fd.UnitSquareMesh(40, 40)
+with bare_tape():
+    localckpt.adjoint.enable_disk_checkpointing(checkpoint_dir=[small, "/no/such/folder"])
+    checkpointer = fd.adjoint.get_working_tape()._package_data["firedrake"]
+held = []
+for use in range(2):
+    try:
+        for _ in range(100):
+            held.append(checkpointer.save(fd.Function(fd.FunctionSpace(mesh, "DG", 2)).assign(len(held))))
+    except localckpt.CheckpointError as exc:
+        print("No space" in str(exc))
+""")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("True") == 2

@@ -184,3 +184,12 @@ def test_without_cleanup_the_files_stay(shared_tmp, tape):
     tape._package_data.clear()
     gc.collect()
     assert any(files_below(shared_tmp).values())
+
+
+def test_meshes_of_a_cleared_tape_leave_no_files(shared_tmp, tape):
+    enable_disk_checkpointing(dirname=str(shared_tmp))
+    for _ in range(3):
+        checkpointable_mesh(fd.UnitSquareMesh(2, 2))
+        assert sum(name.endswith("mesh.h5") for name in files_below(shared_tmp)) == 1
+        tape.clear_tape()
+    assert not any(name.endswith("mesh.h5") for name in files_below(shared_tmp))

@@ -69,3 +69,10 @@ def test_files_on_more_ranks_than_the_tape_are_an_error_on_all(shared_tmp):
     first_two = WORLD.Split(WORLD.rank // 2, WORLD.rank)
     with pytest.raises(ValueError, match="ranks that are not in comm"):
         enable_disk_checkpointing(comm=first_two, checkpoint_comm=WORLD, checkpoint_dir=str(shared_tmp))
+
+
+@pytest.mark.parallel([1, 2])
+def test_an_unknown_engine_is_an_error_that_leaves_no_folder(shared_tmp, tape):
+    with pytest.raises(ValueError, match="engine is 'direct' or 'viewer', not 'Direct'"):
+        enable_disk_checkpointing(checkpoint_dir=str(shared_tmp), engine="Direct")
+    assert not os.listdir(shared_tmp) and "firedrake" not in tape._package_data
