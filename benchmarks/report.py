@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 LABELS = {
     "localckpt": "localckpt",
+    "collected": "localckpt, garbage collected",
     "viewer": "localckpt, viewer engine",
     "checkpoint_comm": "Firedrake, checkpoint_comm",
     "shared": "Firedrake, shared CheckpointFile",
@@ -38,15 +39,20 @@ def main():
     if not files:
         sys.exit(f"no results in {folder}")
     found = defaultdict(list)  # by workload, the first word of the file's name
+    machines = defaultdict(list)
     for path in files:
         data = json.loads(path.read_text())
+        machines[machine(data)].append(path.stem)
         for benchmark in data["benchmarks"]:
             if "contestant" in benchmark["extra_info"]:
                 found[path.stem.rpartition("-")[0]].append({**benchmark["extra_info"], **benchmark["stats"]})
-    lines = ["# Benchmarks", "", machine(data), "", "Medians, of the slowest rank in each round. "
-             "Ranks marked * are more than the machine has cores.", ""]
-    for workload, write in (("iteration", iterations), ("save-restore", saves), ("tape", tapes),
-                            ("timesteps", timesteps), ("cgroup", cgroups)):
+    lines = ["# Benchmarks", ""]
+    for text, names in machines.items():
+        lines += [f"{', '.join(names)}: {text}" if len(machines) > 1 else text, ""]
+    lines += ["Medians, of the slowest rank in each round. Ranks marked * are more than the machine has cores. "
+              "What is blank was not run.", "", *targets(found)]
+    for workload, write in (("iteration", iterations), ("mechanisms", mechanisms), ("save-restore", saves),
+                            ("tape", tapes), ("timesteps", timesteps), ("cgroup", cgroups)):
         if found[workload]:
             lines += write(found[workload], folder)
     (folder/"report.md").write_text("\n".join(lines) + "\n")
@@ -60,6 +66,49 @@ def machine(data):
             f"{info.get('memory', 0)/2**30:.0f} GiB, {info['system']} {info['release']}, Python "
             f"{info['python_version']}, {versions}; commit {commit['id'][:10]}"
             f"{', changed' if commit.get('dirty') else ''}; {data['datetime'][:10]}.")
+
+
+def targets(found):
+    """What was wanted, and what was found."""
+    rows = []
+
+    def row(what, wanted, number, limit, text=None):
+        if number is not None:
+            rows.append(f"| {what} | {wanted} | {text or f'{number:.2f}'} | {'yes' if number <= limit else 'no'} |")
+
+    for problem, limit in (("advection, 60k dofs", 1.05), ("advection, 540k dofs", 0.97)):
+        for n in values(found["iteration"], "ranks"):
+            b = pick(found["iteration"], problem=problem, ranks=n, contestant="localckpt")
+            if b:
+                row(f"iteration ÷ memory, {problem}, {n} rank(s)", f"≤ {limit}", b["ratio"], limit, ratio(b))
+    for n, dofs in values(found["save-restore"], "ranks", "dofs"):
+        here = {(b["operation"], b["contestant"]): b["median"] for b in found["save-restore"]
+                if (b["ranks"], b["dofs"], b["sharing"]) == (n, dofs, "rank") and b["filesystem"] not in ("tmpfs",)}
+        if dofs == 1000:
+            for operation, factor in (("save", 100), ("restore", 15)):
+                mine, theirs = here.get((operation, "localckpt")), here.get((operation, "checkpoint_comm"))
+                if mine and theirs:
+                    row(f"`checkpoint_comm` ÷ localckpt, one {operation}, 1,000 dofs, {n} rank(s)", f"≥ {factor}",
+                        -theirs/mine, -factor, f"{theirs/mine:.0f}")
+        if dofs >= 10**6 and ("save", "hash") in here:
+            size = f"{8e-6*dofs:.0f} MB, {n} rank(s)"
+            row(f"save of new bytes ÷ (hash + pwrite), {size}", "≤ 1.1", here["save", "localckpt"]
+                / (here["save", "hash"] + here["save", "pwrite"]), 1.1)
+            row(f"save of known bytes ÷ hash, {size}", "≤ 1.1", here["again", "localckpt"]/here["again", "hash"], 1.1)
+            row(f"restore, verify and read ÷ pread and read, {size}", "≤ 1.1",
+                here["restore", "localckpt"]/here["restore", "pwrite"], 1.1)
+    for b in found["cgroup"]:
+        if b["contestant"] == "localckpt":
+            row(f"{b['sweep']} sweep in a memory cgroup ÷ the larger of memory and disk", "≤ 1.15", b["ratio"], 1.15)
+    ours = {b["steps"]: b["resident"] for b in found["timesteps"] if b["contestant"] == "localckpt"}
+    if 50 in ours and 800 in ours:
+        row("resident memory after 800 timesteps ÷ after 50", "≤ 1.05", ours[800]/ours[50], 1.05)
+    return ["## Wanted and found", "", "| | wanted | found | met |", "|---|---|---|---|", *rows, ""] if rows else []
+
+
+def ratio(b):
+    """With its quartiles."""
+    return f"{b['ratio']:.2f} ({b['spread'][0]:.2f}–{b['spread'][1]:.2f})"
 
 
 def table(rows, columns, cell, corner=""):
@@ -99,18 +148,22 @@ def legend(axes):
 def iterations(found, folder):
     problems = list(dict.fromkeys(b["problem"] for b in found))
     numbers = values(found, "ranks")
-    lines = ["## Whole iterations", "", "Functional and gradient, divided by the same with memory checkpoints; and "
-             "seconds in the tape's store and restore.", ""]
+    lines = ["## Whole iterations", "", "Functional and gradient, divided by the same with memory checkpoints: median "
+             "and quartiles; and seconds in the tape's store and restore.", ""]
     for problem in problems:
         def cell(kind, n, problem=problem):
             b = pick(found, problem=problem, ranks=n, contestant=kind)
-            return b and f"{b['ratio']:.2f}, {b['store and restore']:.3f} s"
+            return b and f"{ratio(b)}, {b['store and restore']:.3f} s"
         lines += table(LABELS, numbers, lambda kind, n: cell(kind, n), f"{problem}; ranks")
     ours = [b for b in found if b["contestant"] == "localckpt"]
     lines += ["Bytes that the tape saves in an iteration, those of them that differ, and those that localckpt wrote "
               "(less where a coefficient is still there from the iteration before), MB:", ""]
     lines += table(problems, ["saved", "differ", "written"], lambda problem, what: next(
         f"{b[{'differ': 'distinct'}.get(what, what)]/1e6:.1f}" for b in ours if b["problem"] == problem))
+    lines += ["Page faults on rank 0 in an iteration, with localckpt and with memory checkpoints beside it:", ""]
+    lines += table(problems, numbers, lambda problem, n: next(
+        (f"{b['faults']:.0f}, {b['faults of memory']:.0f}" for b in ours if (b["problem"], b["ranks"]) == (problem, n)),
+        None), "ranks")
     figure, axes = plt.subplots(figsize=(8, 3.4))
     kinds = [kind for kind in LABELS if pick(found, contestant=kind)]
     for i, kind in enumerate(kinds):
@@ -123,6 +176,18 @@ def iterations(found, folder):
     axes.set_xticklabels([problem.replace(", ", "\n") for problem in problems], fontsize=7)
     legend(axes)
     return lines + save(figure, folder, "iteration")
+
+
+def mechanisms(found, folder):
+    lines = ["## What each mechanism gives", "", "An iteration without it, divided by one with all of them: median and "
+             "quartiles; and seconds in the tape's store and restore. All take turns in one process.", ""]
+    columns = {f"{problem}, {n} rank(s)": {"problem": problem, "ranks": n}
+               for problem, n in values(found, "problem", "ranks")}
+
+    def cell(kind, column):
+        b = pick(found, contestant=kind, **columns[column])
+        return b and f"{ratio(b)}, {b['store and restore']:.3f} s"
+    return lines + table(dict.fromkeys(b["contestant"] for b in found), columns, cell)
 
 
 def saves(found, folder):
@@ -182,18 +247,21 @@ def tapes(found, folder):
 
 
 def timesteps(found, folder):
-    lines = ["## Memory against timesteps", "", "Resident at the end of an iteration, peak, and live PyOP2 Dats.", ""]
+    lines = ["## Memory against timesteps", "", "Resident memory after a forward sweep, with the live PyOP2 Dats; "
+             "after the reverse sweep; and the most in both, with what waits for Python's garbage collector. *Garbage "
+             "collected*: with `gc_timestep_frequency=5` and `gc.freeze()`.", ""]
 
     def cell(kind, steps):
         b = pick(found, contestant=kind, steps=steps)
-        return b and f"{b['resident']/1e6:.0f} MB, peak {b['peak']/1e6:.0f}, {b['dats']} Dats"
+        return b and (f"{b['held']/1e6:.0f} MB, {b['dats']} Dats; {b['resident']/1e6:.0f} MB; "
+                      f"at most {b['peak']/1e6:.0f} MB")
     lines += table(LABELS, values(found, "steps"), cell, "timesteps")
     figure, axes = plt.subplots(figsize=(6, 3.2))
     for kind in LABELS:
-        points = sorted((b["steps"], b["resident"]/1e6) for b in found if b["contestant"] == kind)
+        points = sorted((b["steps"], b["peak"]/1e6) for b in found if b["contestant"] == kind)
         if points:
             axes.plot(*zip(*points), ".-", color=COLOURS[kind], label=LABELS[kind])
-    axes.set(xlabel="timesteps", ylabel="resident memory, MB", ylim=0)
+    axes.set(xlabel="timesteps", ylabel="resident memory at most, MB", ylim=0)
     legend(axes)
     return lines + save(figure, folder, "memory")
 
@@ -206,7 +274,7 @@ def cgroups(found, folder):
 
     def cell(kind, way):
         b = pick(found, contestant=kind, sweep=way)
-        return b and f"{b['median']:.2f} s, {b['ratio']:.2f}"
+        return b and f"{b['median']:.2f} s, {b['ratio']:.2f}; {b['read']/1e6:.0f} MB from the disk"
     return lines + table(LABELS, ["forward", "reverse"], cell)
 
 
