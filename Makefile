@@ -80,7 +80,7 @@ docs:
 
 # JSON files, tables and pictures in benchmarks/results; 'bench' ends within 25 minutes, 'bench-full' takes hours.
 # A run begins nothing new after its seconds, which for a full one are ten times as many.
-BENCH = iteration:1:230 iteration:2:200 mechanisms:1:90 mechanisms:2:90 save-restore:1:110 save-restore:2:130 \
+BENCH = iteration:1:230 iteration:2:200 mechanisms:1:90 mechanisms:2:90 save-restore:1:200 save-restore:2:130 \
     tape:1:70 tape:2:50 timesteps:1:120 cgroup:1:110
 BENCH_FULL = $(BENCH) iteration:4:120 save-restore:4:120 save-restore:8:120 tape:4:50
 bench bench-full:

@@ -226,7 +226,7 @@ class ViewerEngine:
             number = self.claim(key, array.nbytes)
             self.live += 1
             row = ViewerRow(self, key, number)
-            self.file.write_array(f"{key}_{number}", array)
+            self.file.write_array(f"{key}_{number}", array.reshape(-1))  # to MPI-IO blocks are as many pieces
         except OSError as exc:
             self.broken = exc
             raise

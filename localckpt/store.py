@@ -207,7 +207,7 @@ class Store:
         Raises
         ------
         StorageError
-            Why this file does not take it, where no other tier does, either.
+            The last tier's that is there, where none takes it.
         """
         began = monotonic()
         digest = xxh3_128_digest(array if valid is None else array[:valid])
@@ -323,6 +323,7 @@ class Store:
             except OSError as exc:
                 log.warning("%s: no checkpoints to %s: %s", MPI.Get_processor_name(), folder or "the next folder", exc)
                 if folder is not None:
+                    cause = exc
                     leftovers.remove(folder)
                 continue
             if self.cleanup:

@@ -117,9 +117,10 @@ cdef class Dataset:
     def shape(self):
         return tuple([self.dims[i] for i in range(self.ndims)])
 
-    cdef long long entries(self):
+    cdef long long entries(self) noexcept nogil:
         """Numbers in all: a complex one counts once."""
         cdef long long n = 1
+        cdef int i
         for i in range(self.ndims):
             n *= self.dims[i]
         return n // 2 if self.is_complex else n
@@ -146,6 +147,8 @@ cdef class Dataset:
             if reals == 0:
                 CHKH5(H5Sselect_none(self.space))
                 CHKH5(H5Sselect_none(memory))
+            elif step < 0 and n == self.entries():
+                CHKH5(H5Sselect_all(self.space))  # to MPI-IO one piece, where the same as rows is as many
             else:
                 CHKH5(H5Sselect_hyperslab(self.space, H5S_SELECT_SET, start, NULL, count, NULL))
             if writing:

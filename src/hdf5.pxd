@@ -62,6 +62,7 @@ cdef extern from "hdf5.h" nogil:
     int H5Sget_simple_extent_dims(hid_t, hsize_t*, hsize_t*)
     herr_t H5Sselect_hyperslab(hid_t, int, const hsize_t*, const hsize_t*, const hsize_t*, const hsize_t*)
     herr_t H5Sselect_none(hid_t)
+    herr_t H5Sselect_all(hid_t)
     herr_t H5Sclose(hid_t)
     H5T_class_t H5Tget_class(hid_t)
     htri_t H5Tequal(hid_t, hid_t)
