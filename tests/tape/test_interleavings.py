@@ -1,4 +1,4 @@
-"""Functions saved, restored, written to, dropped, flushed and reset in whatever order, on ranks that share a file or not.
+"""Functions saved, restored, written to, dropped, flushed, reset in whatever order, on ranks that share a file or not.
 
 All ranks draw the same order, and agree on each outcome: a failure is one on all of them.
 """
@@ -64,7 +64,8 @@ def machine(spaces, **arguments):
         def restore(self, data):
             saved, expected = self.saved[self.choose(data, self.saved)]
             f = saved.load()
-            agree([dat.halo_valid for dat in f.dat] == expected[1] and (f.name(), f.count()) == expected[2:], "restored")
+            found = [dat.halo_valid for dat in f.dat], f.name(), f.count()
+            agree(found == expected[1:], (found, expected[1:]))
             self.restored[next(self.numbers)] = f, expected[0]
             self.check_restored()
 
