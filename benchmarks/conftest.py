@@ -9,6 +9,7 @@ import atexit
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ from mpi4py import MPI
 from localckpt.places import Place
 
 WORLD = MPI.COMM_WORLD
+HERE = os.path.dirname(os.path.abspath(__file__))
 BEGIN = time.perf_counter()
 
 
@@ -63,6 +65,11 @@ def pytest_runtest_setup(item):
 def pytest_benchmark_update_machine_info(machine_info):
     machine_info["memory"] = psutil.virtual_memory().total
     machine_info["versions"] = {name: version(name) for name in ("firedrake", "petsc4py", "h5py", "mpi4py", "numpy")}
+
+
+def pytest_benchmark_update_commit_info(commit_info):
+    code = ["git", "status", "--porcelain", "--", "../src", "../localckpt", "*.py"]  # other results do not count
+    commit_info["dirty"] = bool(subprocess.run(code, cwd=HERE, capture_output=True).stdout)
 
 
 def pytest_benchmark_update_json(output_json):
