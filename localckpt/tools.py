@@ -223,7 +223,10 @@ def bench(named, timestep, budget, as_json):
     from localckpt.places import Place, choose_engine, choose_tiers, usable
     world = MPI.COMM_WORLD
     ranks = world.allreduce(world.Split_type(MPI.COMM_TYPE_SHARED).size, MPI.MAX)
-    likely = [*(tier.path for tier in choose_tiers(None, ranks)), *leftovers.usual()]
+    try:
+        likely = [*(tier.path for tier in choose_tiers(None, ranks)), *leftovers.usual()]
+    except ValueError as exc:  # the option is the same on all ranks
+        sys.exit(f"{exc}" if world.rank == 0 else 1)
     disks = {os.stat(path).st_dev: path for path in filter(usable, reversed(likely))}
     named = world.bcast(named or [*disks.values()][::-1])
     results: dict[str, dict] = {}

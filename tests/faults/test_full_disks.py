@@ -223,3 +223,24 @@ for use in range(2):
 """)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("True") == 2
+
+
+def test_after_a_lost_checkpoint_another_tape_has_its_own(run):
+    done = run("""
+from firedrake.adjoint_utils.checkpointing import CheckpointFunction
+V, held = fd.FunctionSpace(mesh, "DG", 2), []
+with bare_tape():
+    localckpt.adjoint.enable_disk_checkpointing(checkpoint_dir=small)
+    fd.adjoint.get_working_tape()._package_data["firedrake"].continue_checkpointing()
+    try:
+        while True:
+            held.append(CheckpointFunction(fd.Function(V).assign(len(held))))
+    except localckpt.CheckpointError:
+        print("lost")
+with bare_tape():
+    localckpt.adjoint.enable_disk_checkpointing(checkpoint_dir=big)
+    localckpt.adjoint.continue_disk_checkpointing()
+    assert (CheckpointFunction(fd.Function(V).assign(7)).restore().dat.data_ro == 7).all()
+""")
+    assert done.returncode == 0, done.stderr
+    assert "lost" in done.stdout

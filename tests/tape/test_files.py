@@ -11,6 +11,7 @@ from burgers import SCALES, assert_same, control, record_on_disk, reference, rep
 from firedrake.adjoint import stop_annotating
 from firedrake.adjoint_utils.checkpointing import CheckpointFunction
 from mpi4py import MPI
+from petsc4py import PETSc
 
 from localckpt.adjoint import checkpointable_mesh, enable_disk_checkpointing
 
@@ -193,3 +194,12 @@ def test_meshes_of_a_cleared_tape_leave_no_files(shared_tmp, tape):
         assert sum(name.endswith("mesh.h5") for name in files_below(shared_tmp)) == 1
         tape.clear_tape()
     assert not any(name.endswith("mesh.h5") for name in files_below(shared_tmp))
+
+
+def test_with_a_checkpoint_comm_the_option_names_the_folder(shared_tmp, tape, recwarn):
+    options = PETSc.Options()
+    options["localckpt_dir"] = str(shared_tmp)
+    enable_disk_checkpointing(checkpoint_comm=MPI.COMM_SELF)
+    options.delValue("localckpt_dir")
+    assert os.path.dirname(os.path.dirname(names(tape)[1])) == str(shared_tmp)
+    assert not [warning for warning in recwarn if "checkpoint_dir" in str(warning.message)]
