@@ -107,7 +107,9 @@ def targets(found):
     ours = {b["steps"]: b["resident"] for b in found["timesteps"] if b["contestant"] == "localckpt"}
     if 50 in ours and 800 in ours:
         row("resident memory after 800 timesteps ÷ after 50", "≤ 1.05", ours[800]/ours[50], 1.05)
-    return ["## Wanted and found", "", "With quartiles where there are any.", "", "| | wanted | found | met |", "|---|---|---|---|", *rows, ""] if rows else []
+    head = ["## Wanted and found", "", "With quartiles where there are any.", "", "| | wanted | found | met |",
+            "|---|---|---|---|"]
+    return [*head, *rows, ""] if rows else []
 
 
 def ratio(b):
