@@ -109,7 +109,7 @@ soak:
 	"$$python" -m pytest tests/faults/test_soak.py tests/faults/large_transfers.py --soak $(SOAK) --timeout 7200
 
 # The compiled core under AddressSanitizer and UndefinedBehaviorSanitizer, but for damaged files, in which HDF5 itself
-# reads past its buffers (docs/faults.md).
+# reads past its buffers (CONTRIBUTING.md).
 sanitize:
 	@python="$(PYTHON)"
 	flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1"

@@ -32,7 +32,7 @@ from pyadjoint import OverloadedType, get_working_tape
 from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
-from localckpt import CheckpointError, leftovers, node_comm, seam
+from localckpt import leftovers, node_comm, seam
 from localckpt.functions import FunctionStore, check_ranks, content, copy_function
 from localckpt.places import (
     Place,
@@ -202,7 +202,7 @@ class DiskCheckpointer(TapePackageData):
         """
         try:
             return self._functions.save(function)
-        except CheckpointError:
+        except Exception:
             seam.end(self)  # the tape will not get to do it
             raise
 

@@ -6,6 +6,7 @@ Both engines write files that ``VecLoad``, h5py and h5dump read.
 import errno
 import os
 from collections import defaultdict
+from copy import copy
 from math import inf
 
 import numpy as np
@@ -78,7 +79,7 @@ class DirectEngine:
     def grow(self, key, array):
         """Add rows to a key, their disk space reserved. Collective on the file's communicator."""
         if self.full is not None:
-            raise self.full.with_traceback(None)
+            raise copy(self.full)
         pool = self.pools.get(key) or Pool(self.file.descriptor, self.recycle, key)
         name = key
         while name in self.file:  # the key's own, or one that is called so itself
@@ -97,7 +98,7 @@ class DirectEngine:
             if not self.recycle:
                 self.file.flush()  # a file to keep is an HDF5 file whatever happens next
         except OSError as exc:
-            self.full = exc
+            self.full = copy(exc)  # without what its frames hold
             raise
         first, stride, rows, checksums = made
         self.taken += stride * rows // size
@@ -118,7 +119,7 @@ class DirectEngine:
         TransferError
         """
         if self.broken is not None:
-            raise self.broken.with_traceback(None)
+            raise copy(self.broken)
         pool = self.pools.get(key)
         row = pool.claim() if pool is not None else None
         if row is None:
@@ -126,7 +127,7 @@ class DirectEngine:
         try:
             row.write(array)
         except OSError as exc:
-            self.broken = exc
+            self.broken = copy(exc)
             raise
         return row
 
@@ -221,14 +222,14 @@ class ViewerEngine:
         TransferError
         """
         if self.broken is not None:
-            raise self.broken.with_traceback(None)
+            raise copy(self.broken)
         try:
             number = self.claim(key, array.nbytes)
             self.live += 1
             row = ViewerRow(self, key, number)
-            self.file.write_array(f"{key}_{number}", array.reshape(-1))  # to MPI-IO blocks are as many pieces
+            self.file.write_array(f"{key}_{number}", array.reshape(-1))  # one piece to MPI-IO
         except OSError as exc:
-            self.broken = exc
+            self.broken = copy(exc)
             raise
         return row
 

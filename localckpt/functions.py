@@ -7,6 +7,7 @@ space's leaves out dofs.
 
 import weakref
 from collections import defaultdict
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,14 +146,15 @@ class FunctionStore:
                 # Not data_ro_with_halos, which would exchange stale halos.
                 rows.append(self._put(part, d._data, halos[-1], dtype))
         except CheckpointError as exc:
-            self.store.failure = exc
+            self.store.failure = copy(exc)  # without what its frames hold
             raise
         except (StorageError, OSError) as exc:
             why = exc if isinstance(exc, StorageError) else TransferError(str(exc), exc.filename, errno=exc.errno)
-            self.store.failure = lost = CheckpointError(
+            lost = CheckpointError(
                 f"rank {V.comm.rank} on {MPI.Get_processor_name()} cannot store a checkpoint of {function.name()!r}: "
                 f"{why.cause}; {sum(d._data.nbytes for d in dat)} bytes wanted, {self.store.last.free} free",
                 why.file, why.dataset, why.rank, why.errno)
+            self.store.failure = copy(lost)
             raise lost from None  # its cause is in its words
         return SavedFunction(self.store, rows, parts, halos, dtype, V, type(function), function.name(),
                              function.count())

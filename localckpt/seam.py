@@ -139,7 +139,7 @@ def attachment_points():
     methods = {theirs["DiskCheckpointer"]: ("continue_checkpointing", "pause_checkpointing")} | dict.fromkeys(
         (MeshGeometryMixin, EnsembleFunctionMixin), ("_ad_create_checkpoint", "_ad_restore_at_checkpoint"))
     gone += [f"{owner.__module__}.{owner.__name__}.{name}" for owner, names in methods.items() if owner
-             for name in names if not hasattr(owner, name)]
+             for name in names if name not in vars(owner)]  # its own: pyadjoint's are inherited by all
     if gone:
         raise ImportError(f"Firedrake {version('firedrake')} has no {' or '.join(gone)}, "
                           "where localckpt attaches; a newer localckpt may know its new place")

@@ -3,6 +3,7 @@
 import os
 import weakref
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field, replace
 from math import inf, prod
 from time import monotonic
@@ -30,14 +31,14 @@ AHEAD = 1 << 23
 class Stored:
     """An array on disk, which stays there as long as somebody holds this."""
 
-    __slots__ = ("store", "row", "key", "nbytes", "valid", "digest", "verified", "before", "__weakref__")
+    __slots__ = ("store", "row", "key", "nbytes", "hashed", "digest", "verified", "before", "__weakref__")
 
-    def __init__(self, store, row, key, nbytes, valid, digest, before=lambda: None):
+    def __init__(self, store, row, key, nbytes, hashed, digest, before=lambda: None):
         self.store = store
         self.row = row
         self.key = key
         self.nbytes = nbytes
-        self.valid = valid
+        self.hashed = hashed  # so many of these bytes, from the first one on
         self.digest = digest
         self.verified = -inf  # when it was last read back and found right
         self.before = before  # weak reference to what was stored before it
@@ -210,7 +211,8 @@ class Store:
             The last tier's that is there, where none takes it.
         """
         began = monotonic()
-        digest = xxh3_128_digest(array if valid is None else array[:valid])
+        part = array if valid is None else array[:valid]
+        digest = xxh3_128_digest(part)
         nbytes = array.nbytes
         content = nbytes, digest
         summary = self._summary
@@ -220,11 +222,11 @@ class Store:
             if self._agrees:
                 engine.reserve(key, array, self.failure is None)
             if self.failure is not None:
-                raise self.failure.with_traceback(None)
+                raise copy(self.failure)
             if not self.collective:
                 stored = self._known.get(content)
             if stored is None:
-                stored = Stored(self, engine.write(key, array), key, nbytes, valid, digest, self._latest)
+                stored = Stored(self, engine.write(key, array), key, nbytes, part.nbytes, digest, self._latest)
                 self._known[content] = stored
                 self._latest = weakref.ref(stored)
                 summary.written += nbytes
@@ -233,7 +235,6 @@ class Store:
         except CheckpointError:
             raise
         except OSError as exc:
-            exc.__traceback__ = exc.__context__ = None  # it is kept, and would keep all that its frames hold
             stored = self._known[content] = self._following(exc).put(key, array, valid)
             return stored
         summary.saves += 1
@@ -269,11 +270,11 @@ class Store:
         StorageError
         """
         if self.failure is not None:
-            raise self.failure.with_traceback(None)
+            raise copy(self.failure)
         began = monotonic()
         row, owner = stored.row, stored.store
         nbytes = prod(shape) * dtype.itemsize if out is None else out.nbytes
-        if nbytes != stored.nbytes:
+        if nbytes != stored.nbytes and not owner.collective:  # else the file finds it, on all ranks
             raise LayoutMismatch(f"stored are {stored.nbytes} bytes, to be read are {nbytes}", owner.path,
                                  stored.key, owner.comm.rank)
         stale = began - stored.verified > RECENT
@@ -286,7 +287,7 @@ class Store:
         else:
             array = np.empty(shape, dtype) if out is None else out
             row.read(array)
-        if stale and xxh3_128_digest(array if stored.valid is None else array[:stored.valid]) != stored.digest:
+        if stale and xxh3_128_digest(array.reshape(-1).view(np.uint8)[:stored.hashed]) != stored.digest:
             raise ChecksumMismatch("what was read is not what was stored", owner.path, stored.key, owner.comm.rank)
         ended = monotonic()
         if stale:
@@ -328,8 +329,9 @@ class Store:
                 continue
             if self.cleanup:
                 leftovers.remove(folder)  # the file in it is unlinked
-            log.warning("%s: %s; what cannot be stored there goes to %s (%.1f GB free)",
-                        MPI.Get_processor_name(), cause, tier.path, store.free / 1e9)
+            place = Place.at(tier.path)
+            log.warning("%s: %s; what cannot be stored there goes to %s (%s, %.1f GB free)",
+                        MPI.Get_processor_name(), cause, place.path, place.filesystem, place.free / 1e9)
             self._next = store
         return self._next
 

@@ -104,15 +104,13 @@ def limits():
 
 def folders(named, ranks):
     """Where checkpoints go on this node, and where else they could."""
-    from petsc4py import PETSc
-
-    from localckpt.places import Place, choose_tiers
-    tiers, usable, option = [], [], PETSc.Options("localckpt_").getString("dir", "")
+    from localckpt.places import Place, choose_tiers, named_folders
+    tiers, usable = [], []
     try:
         tiers = [tier.path for tier in choose_tiers(None, ranks)]
     except ValueError as exc:
         yield Finding("-localckpt_dir_limit", str(exc), "correct it", True)
-    asked = [*tiers, *map(os.path.expandvars, filter(None, option.split(","))), *named]
+    asked = [*tiers, *filter(None, named_folders()), *named]
     for path in dict.fromkeys([*asked, *leftovers.usual()]):
         use = "checkpoints go here; " if path in tiers else ""
         try:
@@ -220,13 +218,18 @@ def bench(named, timestep, budget, as_json):
     """Print, on rank 0, what disks cost all ranks at once: the slowest one's times. Collective on COMM_WORLD."""
     from mpi4py import MPI
 
-    from localckpt.places import Place, choose_engine, choose_tiers, usable
+    from localckpt.places import Place, choose_engine, choose_tiers, raise_everywhere, usable
     world = MPI.COMM_WORLD
     ranks = world.allreduce(world.Split_type(MPI.COMM_TYPE_SHARED).size, MPI.MAX)
+    likely, wrong = leftovers.usual(), None
     try:
-        likely = [*(tier.path for tier in choose_tiers(None, ranks)), *leftovers.usual()]
-    except ValueError as exc:  # the option is the same on all ranks
-        sys.exit(f"{exc}" if world.rank == 0 else 1)
+        likely = [*(tier.path for tier in choose_tiers(None, ranks)), *likely]
+    except ValueError as exc:
+        wrong = exc
+    try:
+        raise_everywhere(world, wrong)
+    except ValueError as exc:
+        sys.exit(str(exc) if world.rank == 0 else 1)
     disks = {os.stat(path).st_dev: path for path in filter(usable, reversed(likely))}
     named = world.bcast(named or [*disks.values()][::-1])
     results: dict[str, dict] = {}

@@ -148,7 +148,7 @@ cdef class Dataset:
                 CHKH5(H5Sselect_none(self.space))
                 CHKH5(H5Sselect_none(memory))
             elif step < 0 and n == self.entries():
-                CHKH5(H5Sselect_all(self.space))  # to MPI-IO one piece, where the same as rows is as many
+                CHKH5(H5Sselect_all(self.space))  # one piece to MPI-IO, where a hyperslab is one for each row
             else:
                 CHKH5(H5Sselect_hyperslab(self.space, H5S_SELECT_SET, start, NULL, count, NULL))
             if writing:

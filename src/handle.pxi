@@ -306,7 +306,7 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
                 if handle.size > 1:
                     spare(handle.descriptor)
             except OSError as exc:
-                error = TransferError(f"{exc.strerror}, creating the file", handle.path, errno=exc.errno)
+                error = TransferError(f"{exc.strerror}, opening the file", handle.path, errno=exc.errno)
             handle.settle(error)  # the others open it only then
             try:
                 with nogil:
@@ -345,7 +345,7 @@ cdef spare(file):
     """Make sure of the descriptors that MPI-IO needs: a rank without them leaves the others waiting in it."""
     numbers = []
     try:
-        for _ in range(8):
+        for _ in range(8):  # more than Open MPI takes
             numbers.append(os.dup(file.fileno()))
     finally:
         for number in numbers:

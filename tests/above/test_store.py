@@ -5,12 +5,13 @@ import os
 import random
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
 from mpi4py import MPI
 
-from localckpt import ChecksumMismatch, LayoutMismatch
+from localckpt import ChecksumMismatch, LayoutMismatch, TransferError
 from localckpt.store import Store
 
 WORLD = MPI.COMM_WORLD
@@ -227,6 +228,29 @@ def test_entries_that_do_not_matter_are_not_compared(tmp_path):
     store = Store(MPI.COMM_SELF, str(tmp_path / "own.h5"))
     first, second = store.put("a", np.array([1., 2., 3.]), 2), store.put("a", np.array([1., 2., 4.]), 2)
     assert first is second and store.get(first, (3,), np.dtype(float))[:2].tolist() == [1, 2]
+
+
+def test_an_array_of_the_same_bytes_but_another_shape_comes_back(tmp_path):
+    store = Store(MPI.COMM_SELF, str(tmp_path / "own.h5"))
+    first, second = store.put("a", np.zeros(8), 4), store.put("b", np.zeros((4, 2)), 2)
+    assert first is second and not store.get(second, (4, 2), np.dtype(float)).any()
+
+
+def test_an_error_that_is_kept_keeps_nothing_of_its_callers(tmp_path):
+    class Thing:
+        pass
+
+    store = Store(MPI.COMM_SELF, str(tmp_path / "own.h5"), limit=1)
+
+    def put():
+        thing = Thing()
+        with pytest.raises(TransferError, match="limit"):
+            store.put("a", values(5, 1))
+        return weakref.ref(thing)
+
+    things = [put(), put()]
+    gc.collect()
+    assert [thing() for thing in things] == [None, None]
 
 
 @pytest.mark.parallel([1, 2])

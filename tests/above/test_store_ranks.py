@@ -132,6 +132,19 @@ def test_ranks_of_which_one_repeats_itself_save_together(shared_tmp):
         np.testing.assert_array_equal(found, values("small", number * (WORLD.rank > 0)))
 
 
+@pytest.mark.parametrize("engine", ["direct", "viewer"])
+def test_a_wrong_size_on_one_rank_leaves_none_waiting(run_script, tmp_path, engine):
+    result = run_script(f"""
+from localckpt.store import Store
+store = Store(comm, sys.argv[1], engine={engine!r})
+stored = store.put("a", np.ones(10))
+found = attempt(lambda: store.get(stored, (10 + comm.rank,), np.dtype(float)))
+assert found[1][0] == "LayoutMismatch" and found[0][0] == ("LayoutMismatch" if store.collective else "nothing"), found
+assert (store.get(stored, (10,), np.dtype(float)) == 1).all()
+""", tmp_path / "all.h5", ranks=2, seconds=20)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 # Rows can come one at a time: very large ones, or on a disk that is nearly full.
 ONE_AT_A_TIME = """
 from localckpt.store import Store

@@ -1,4 +1,4 @@
-"""More than 2 GiB in one array, which Linux does not move in one call. For `make soak`: takes 8 GiB of memory."""
+"""More than 2 GiB in one array, which Linux does not move in one call. For `make soak`: takes gigabytes."""
 
 import numpy as np
 import pytest

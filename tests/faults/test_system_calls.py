@@ -189,3 +189,18 @@ assert file.closed
 """, tmp_path / "late.h5", seconds=20,
                       before=faulty(f"{call} {errno.EIO} {6 if call == 'pwrite' else 0} {EVERY} late", ranks))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("error", ["EIO", "EROFS"])
+def test_an_evaluation_begins_whatever_became_of_the_first_folder(tmp_path, run_script, faulty, error):
+    done = run_script("""
+from localckpt.adjoint import DiskCheckpointer
+checkpointer = DiskCheckpointer(checkpoint_dir=sys.argv[1])
+try:
+    os.utime(checkpointer.current_checkpoint_file.name)
+except OSError as exc:
+    print(exc.strerror)
+checkpointer.reset()
+""", tmp_path, before=faulty(f"utimensat {getattr(errno, error)} 0 {EVERY} current.h5"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == os.strerror(getattr(errno, error)) + "\n"

@@ -99,6 +99,14 @@ def test_a_name_that_is_gone_is_named(detached, name, monkeypatch):
         seam.install(DiskCheckpointer, LocalCheckpoint)
 
 
+@pytest.mark.parametrize("owner", [MeshGeometryMixin, EnsembleFunctionMixin, firedrakes.DiskCheckpointer])
+def test_a_method_that_is_gone_is_named(detached, owner, monkeypatch):
+    name = "pause_checkpointing" if owner is firedrakes.DiskCheckpointer else "_ad_create_checkpoint"
+    monkeypatch.delattr(owner, name)
+    with pytest.raises(ImportError, match=rf"has no {owner.__module__}\.{owner.__name__}\.{name}, where localckpt"):
+        seam.install(DiskCheckpointer, LocalCheckpoint)
+
+
 def test_nothing_is_attached_where_a_name_is_gone(original, monkeypatch):
     with monkeypatch.context() as patch:
         patch.delattr(firedrakes, "current_checkpoint_file")

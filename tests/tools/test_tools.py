@@ -159,6 +159,13 @@ def test_bench_on_several_ranks_prints_once_and_passes_over_what_it_cannot_measu
     assert len(lines) == 23
 
 
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_bench_says_once_what_is_wrong_with_a_limit(ranks):
+    done = run("bench", "--seconds", 0.5, ranks=ranks, PETSC_OPTIONS="-localckpt_dir_limit 1,2,3")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("-localckpt_dir_limit is one number") == 1 and "Traceback" not in done.stderr
+
+
 # ------------------------------------------------------------------------------ the command line
 
 @pytest.mark.parametrize("command", ["run", "bench", "doctor", "clean"])
