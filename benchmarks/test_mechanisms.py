@@ -16,8 +16,10 @@ import pytest
 from conftest import race
 from problems import advection, inside, square
 
-from localckpt import functions, store
+from localckpt import store
+from localckpt.functions import SavedFunction
 from localckpt.store import Store
+from localckpt.templates import Template
 
 PROBLEMS = {"advection, 60k dofs": 100, "advection, 540k dofs": 300}  # cells along each side
 STEPS = 20
@@ -45,8 +47,15 @@ class Kept:
         self.array = array
 
 
-def new_function(V, cls, arrays, halos, new=functions.new_function, **kwargs):
-    return new(V, cls, arrays, [False]*len(halos), **kwargs)
+def stale(saved, load=SavedFunction.load):
+    function = load(saved)
+    for dat in function.dat:
+        dat.halo_valid = False
+    return function
+
+
+def useless(template, *args):
+    template.useful = False
 
 
 numbers = itertools.count()
@@ -58,7 +67,8 @@ WITHOUT = {
     "no repeats sought": partial(patched, Store, put=forgetting),
     "no hash: neither repeats nor verification": partial(
         patched, store, RECENT=inf, xxh3_128_digest=lambda array: next(numbers)),
-    "halos exchanged after a restore": partial(patched, functions, new_function=new_function),
+    "halos exchanged after a restore": partial(patched, SavedFunction, load=stale),
+    "Functions made by their constructor": partial(patched, Template, __init__=useless),
     "arrays in memory": partial(patched, Store, put=lambda self, key, array, valid=None: Kept(array.copy()),
                                 get=lambda self, kept, shape, dtype: kept.array.copy()),
 }

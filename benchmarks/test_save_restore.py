@@ -11,6 +11,7 @@ import itertools
 import os
 import time
 from collections import deque
+from math import log2
 
 import psutil
 import pytest
@@ -82,7 +83,8 @@ class Case:
         least = 2 if self.warm else KEPT + 2  # until files need not grow
         for kind, seconds in race(turns, 0.5, least, least).items():
             if operation != "cold":
-                turns[kind].batch = max(1, min(turns[kind].most, int(5e-4/min(seconds))))
+                # A power of two: who takes about as long finds as much in the caches.
+                turns[kind].batch = 2**max(0, int(log2(min(turns[kind].most, 5e-4/min(seconds)))))
         self.warm = True
         return race(turns, self.seconds)
 
@@ -103,7 +105,7 @@ class Turn:
     def __init__(self, contestant, alive, operation):
         self.contestant, self.alive, self.operation = contestant, alive, operation
         self.batch = KEPT if operation == "cold" else 1  # operations in a row
-        self.most = 20 if operation in ("save", "again") else KEPT
+        self.most = 16 if operation in ("save", "again") else KEPT
 
     def __call__(self):
         if WORLD.rank == 0:

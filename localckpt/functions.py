@@ -15,11 +15,13 @@ import numpy as np
 from firedrake import Function, MixedElement
 from firedrake.utils import ScalarType
 from mpi4py import MPI
+from pyop2.op2 import Dat
 from xxhash import xxh3_128_digest
 
 from localckpt import _petsc  # noqa: F401  (before what would not load with another PETSc)
 from localckpt._errors import CheckpointError, StorageError, TransferError
 from localckpt._vecfile import VecFile
+from localckpt.templates import Template
 
 SCALAR = np.dtype(ScalarType)
 
@@ -42,10 +44,11 @@ def owned_arrays(function):
 class Part:
     """What a component of a space needs in memory and is called on disk."""
 
-    __slots__ = ("key", "shape", "owned")
+    __slots__ = ("key", "shape", "owned", "template")
 
     def __init__(self, V, key=""):
         self.key = key
+        self.template = None
         if V.ufl_element().family() == "Real":
             self.shape = (V.block_size,)
             self.owned = V.block_size
@@ -53,6 +56,11 @@ class Part:
             dofs = V.dof_dset
             self.shape = (dofs.total_size, *dofs.dim) if dofs.cdim > 1 else (dofs.total_size,)
             self.owned = dofs.size
+
+    def learn(self, V, array):
+        """A template for Functions on V, of which this is the first component. Not collective."""
+        self.template = Template(V, array)
+        return self.template
 
 
 def new_function(V, cls, arrays, halos, **kwargs):
@@ -100,6 +108,10 @@ class SavedFunction:
         firedrake.Function or firedrake.Cofunction
         """
         arrays = [self.store.get(row, part.shape, self.dtype) for row, part in zip(self.rows, self.parts)]
+        if self.cls is Function and self.name:
+            template = self.parts[0].template or self.parts[0].learn(self.function_space, arrays[0])
+            if template.useful and template.dtype == self.dtype:
+                return template.function(self.function_space, arrays[0], self.halos[0], self.name, self.count)
         return new_function(self.function_space, self.cls, arrays, self.halos, name=self.name, count=self.count)
 
 
@@ -137,11 +149,12 @@ class FunctionStore:
         """
         V = function.function_space()
         parts = self._parts.get(id(V)) or self._learn(V)
-        dat = function.dat
+        inner = getattr(function, "topological", function)  # what a Function looks up slowly
+        dat = inner.dat
         dtype = dat.dtype
         rows, halos = [], []
         try:
-            for part, d in zip(parts, dat):
+            for part, d in zip(parts, [dat] if type(dat) is Dat else dat):  # which is slow to iterate over itself
                 halos.append(d.halo_valid)  # the same on every rank
                 # Not data_ro_with_halos, which would exchange stale halos.
                 rows.append(self._put(part, d._data, halos[-1], dtype))
@@ -156,8 +169,7 @@ class FunctionStore:
                 why.file, why.dataset, why.rank, why.errno)
             self.store.failure = copy(lost)
             raise lost from None  # its cause is in its words
-        return SavedFunction(self.store, rows, parts, halos, dtype, V, type(function), function.name(),
-                             function.count())
+        return SavedFunction(self.store, rows, parts, halos, dtype, V, type(function), inner.name(), function.count())
 
     def _put(self, part, array, halo, dtype):
         # A stale halo is written all the same: the array can then be mapped whole.

@@ -141,7 +141,8 @@ class Store:
         self._summary = summary or Summary()
         self._agrees = self.direct and comm.size > 1
         self._engine = None
-        self._known: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # size, content hash -> Stored
+        self._known: dict[tuple, Callable] = {}  # size, content hash -> weak reference to a Stored, perhaps dead
+        self._many = 1000  # so many are worth a look for the dead among them
         self._latest: Callable = lambda: None  # weak reference to what was stored last
         self._next = None
 
@@ -223,19 +224,19 @@ class Store:
                 engine.reserve(key, array, self.failure is None)
             if self.failure is not None:
                 raise copy(self.failure)
-            if not self.collective:
-                stored = self._known.get(content)
+            if not self.collective and content in self._known:
+                stored = self._known[content]()
             if stored is None:
                 stored = Stored(self, engine.write(key, array), key, nbytes, part.nbytes, digest, self._latest)
-                self._known[content] = stored
-                self._latest = weakref.ref(stored)
+                self._latest = self._know(content, stored)
                 summary.written += nbytes
             else:
                 summary.repeats += 1
         except CheckpointError:
             raise
         except OSError as exc:
-            stored = self._known[content] = self._following(exc).put(key, array, valid)
+            stored = self._following(exc).put(key, array, valid)
+            self._know(content, stored)
             return stored
         summary.saves += 1
         summary.saved += nbytes
@@ -298,6 +299,14 @@ class Store:
             summary.read += stored.nbytes
         summary.restoring += ended - began
         return array
+
+    def _know(self, content, stored):
+        # A WeakValueDictionary takes longer over each than a small array takes to the disk.
+        if len(self._known) > self._many:
+            self._known = {content: known for content, known in self._known.items() if known() is not None}
+            self._many = max(1000, 2 * len(self._known))
+        known = self._known[content] = weakref.ref(stored)
+        return known
 
     def _open(self):
         path = self.path + ".data" if self.cleanup else self.path
@@ -386,7 +395,7 @@ class Store:
         if self._engine is not None:
             self._engine.retire()
             self._engine = None
-            self._known = weakref.WeakValueDictionary()
+            self._known = {}
         if self._next is not None:
             self._next.retire()
             self._next = None
