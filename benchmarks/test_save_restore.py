@@ -105,7 +105,7 @@ class Turn:
     def __init__(self, contestant, alive, operation):
         self.contestant, self.alive, self.operation = contestant, alive, operation
         self.batch = KEPT if operation == "cold" else 1  # operations in a row
-        self.most = 16 if operation in ("save", "again") else KEPT
+        self.most = 32 if operation in ("save", "again") else KEPT
 
     def __call__(self):
         if WORLD.rank == 0:

@@ -353,8 +353,8 @@ class LocalCheckpoint(fd.CheckpointFunction):
     Making and restoring one communicates on the `checkpoint_comm`, if at all.
     """
 
-    def __init__(self, function):
-        self._saved = seam.checkpointer().save(function)
+    def __init__(self, function, checkpointer):
+        self._saved = checkpointer.save(function)
 
     @property
     def name(self):

@@ -81,7 +81,7 @@ def copy_function(function):
 def content(dat):
     """What a Dat holds, as something to compare: its halo counts while it is valid. Not collective."""
     halo = dat.halo_valid
-    return halo, xxh3_128_digest(dat._data[:dat.dataset.total_size if halo else dat.dataset.size])
+    return halo, xxh3_128_digest(dat._data if halo else dat._data[:dat.dataset.size])
 
 
 @dataclass(slots=True)
@@ -155,9 +155,12 @@ class FunctionStore:
         rows, halos = [], []
         try:
             for part, d in zip(parts, [dat] if type(dat) is Dat else dat):  # which is slow to iterate over itself
-                halos.append(d.halo_valid)  # the same on every rank
-                # Not data_ro_with_halos, which would exchange stale halos.
-                rows.append(self._put(part, d._data, halos[-1], dtype))
+                halo = d.halo_valid  # the same on every rank
+                halos.append(halo)
+                # Not data_ro_with_halos, which would exchange stale halos. A stale halo is written all the same: the
+                # array can then be mapped whole. What sub() gives of a vector is every n-th number of it.
+                rows.append(self.store.put(part.key if dtype == SCALAR else f"{part.key}~{dtype}",
+                                           np.ascontiguousarray(d._data), None if halo else part.owned))
         except CheckpointError as exc:
             self.store.failure = copy(exc)  # without what its frames hold
             raise
@@ -170,12 +173,6 @@ class FunctionStore:
             self.store.failure = copy(lost)
             raise lost from None  # its cause is in its words
         return SavedFunction(self.store, rows, parts, halos, dtype, V, type(function), inner.name(), function.count())
-
-    def _put(self, part, array, halo, dtype):
-        # A stale halo is written all the same: the array can then be mapped whole.
-        # What sub() gives of a vector is every n-th number of it.
-        return self.store.put(part.key if dtype == SCALAR else f"{part.key}~{dtype}", np.ascontiguousarray(array),
-                              None if halo else part.owned)
 
     def _learn(self, V):
         parts = [Part(Vi, key) for Vi, key in zip(V, self.keys(V))]

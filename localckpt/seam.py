@@ -53,7 +53,7 @@ def install(ours, checkpoint_class, everywhere=False):
     ours : type
         The DiskCheckpointer whose tapes get `checkpoint_class`.
     checkpoint_class : type
-        A subclass of Firedrake's ``CheckpointFunction``.
+        A subclass of Firedrake's ``CheckpointFunction``, made of a Function and one of `ours`.
     everywhere : bool, optional
         Let Firedrake's ``enable_disk_checkpointing`` make one of `ours`, too. Otherwise it
         warns, once: a later ``from firedrake.adjoint import *`` may have brought it back.
@@ -67,12 +67,13 @@ def install(ours, checkpoint_class, everywhere=False):
     theirs = attachment_points()
     warned = False
 
-    def init_checkpoint(self, *args, **kwargs):  # and not __new__: a class never gets over having had one
-        if type(self) is theirs["CheckpointFunction"] and isinstance(checkpointer(), ours):
+    def init_checkpoint(self, function):  # and not __new__: a class never gets over having had one
+        owner = checkpointer()
+        if type(self) is theirs["CheckpointFunction"] and isinstance(owner, ours):
             self.__class__ = checkpoint_class
-            checkpoint_class.__init__(self, *args, **kwargs)
+            checkpoint_class.__init__(self, function, owner)
         else:
-            theirs_init_checkpoint(self, *args, **kwargs)
+            theirs_init_checkpoint(self, function)
 
     def current_checkpoint_file(init=None):
         owner = checkpointer()
