@@ -80,7 +80,7 @@ docs:
 
 # JSON files, tables and pictures in benchmarks/results; 'bench' ends within 40 minutes, 'bench-full' takes hours.
 # A run begins nothing new after its seconds, which for a full one are ten times as many.
-BENCH = iteration:1:420 iteration:2:380 mechanisms:1:240 mechanisms:2:220 save-restore:1:200 save-restore:2:130 \
+BENCH = iteration:1:560 iteration:2:520 mechanisms:1:240 mechanisms:2:220 save-restore:1:200 save-restore:2:130 \
     tape:1:80 tape:2:90 timesteps:1:280 cgroup:1:260
 BENCH_FULL = $(BENCH) iteration:4:120 save-restore:4:120 save-restore:8:120 tape:4:50
 bench bench-full:
