@@ -11,7 +11,6 @@ import itertools
 import os
 import time
 from collections import deque
-from math import log2
 
 import psutil
 import pytest
@@ -81,10 +80,10 @@ class Case:
         turns = {kind: Turn(self.contestants[kind], self.alive[kind], operation)
                  for kind in self.operations[operation]}
         least = 2 if self.warm else KEPT + 2  # until files need not grow
-        for kind, seconds in race(turns, 0.5, least, least).items():
-            if operation != "cold":
-                # A power of two: who takes about as long finds as much in the caches.
-                turns[kind].batch = 2**max(0, int(log2(min(turns[kind].most, 5e-4/min(seconds)))))
+        taken = {kind: min(seconds) for kind, seconds in race(turns, 0.5, least, least).items()}
+        for kind, turn in turns.items() if operation != "cold" else ():
+            # The limits as many as localckpt, which is to be compared with them: caches then help all alike.
+            turn.batch = max(1, min(turn.most, int(5e-4/max(taken[kind], taken["localckpt"]))))
         self.warm = True
         return race(turns, self.seconds)
 

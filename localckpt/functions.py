@@ -44,11 +44,10 @@ def owned_arrays(function):
 class Part:
     """What a component of a space needs in memory and is called on disk."""
 
-    __slots__ = ("key", "shape", "owned", "template")
+    __slots__ = ("key", "shape", "owned")
 
     def __init__(self, V, key=""):
         self.key = key
-        self.template = None
         if V.ufl_element().family() == "Real":
             self.shape = (V.block_size,)
             self.owned = V.block_size
@@ -56,11 +55,6 @@ class Part:
             dofs = V.dof_dset
             self.shape = (dofs.total_size, *dofs.dim) if dofs.cdim > 1 else (dofs.total_size,)
             self.owned = dofs.size
-
-    def learn(self, V, array):
-        """A template for Functions on V, of which this is the first component. Not collective."""
-        self.template = Template(V, array)
-        return self.template
 
 
 def new_function(V, cls, arrays, halos, **kwargs):
@@ -108,9 +102,9 @@ class SavedFunction:
         firedrake.Function or firedrake.Cofunction
         """
         arrays = [self.store.get(row, part.shape, self.dtype) for row, part in zip(self.rows, self.parts)]
-        if self.cls is Function and self.name:
-            template = self.parts[0].template or self.parts[0].learn(self.function_space, arrays[0])
-            if template.useful and template.dtype == self.dtype:
+        if self.cls is Function and self.dtype == SCALAR and self.name:
+            template = Template.of(self.function_space, arrays[0])
+            if template.useful:
                 return template.function(self.function_space, arrays[0], self.halos[0], self.name, self.count)
         return new_function(self.function_space, self.cls, arrays, self.halos, name=self.name, count=self.count)
 

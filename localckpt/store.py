@@ -396,6 +396,7 @@ class Store:
             self._engine.retire()
             self._engine = None
             self._known = {}
+            self._many = 1000
         if self._next is not None:
             self._next.retire()
             self._next = None

@@ -29,39 +29,45 @@ class Template:
     ----------
     V : firedrake.FunctionSpace
     array : numpy.ndarray
-        A Function's, halos included. Neither is kept.
+        To try it with: a Function's, halos included, of Firedrake's ``ScalarType``. Not kept.
 
     Attributes
     ----------
     useful : bool
-    dtype : numpy.dtype
     """
 
-    __slots__ = ("useful", "dtype", "common", "reprs")
+    __slots__ = ("useful", "common", "reprs")
 
     def __init__(self, V, array):
-        self.dtype = array.dtype
         self.useful = False
         if type(V.ufl_element()) is MixedElement:
             return
-        one, two = (Function(V, array[:], name, self.dtype, count) for count, name in enumerate("ab"))
-        one, two = ([f, f.topological, f.dat] for f in (one, two))
-        self.useful = ([type(link) for link in one] == CHAIN and all(map(alike, one, two, OWN)) and
-                       all(link._repr.endswith(f"{link.count()})") for link in one[:2]))
-        if not self.useful:
+        one, two = (chain(Function(V, array[:], name, count=count)) for count, name in enumerate("ab"))
+        if [type(link) for link in one] != CHAIN or not all(map(alike, one, two, OWN)):
             return
-        # A space would keep itself alive through what is kept as long as it lives.
-        self.common = [{name: value for name, value in vars(link).items() if value is not V} for link in one]
-        self.common[2].update(_data=None, _numpy_data=None)
+        self.common = [{name: value for name, value in vars(link).items() if name not in own}
+                       for link, own in zip(one, OWN)]
         self.reprs = [link._repr.removesuffix(f"{link.count()})") for link in one[:2]]
+        try:
+            made = chain(self.function(V, array[:], True, "a", 0))
+        except (AttributeError, TypeError):  # another Firedrake
+            return
+        self.useful = all(map(alike, made, one, OWN)) and repr(made[0]) == repr(one[0])
+
+    @classmethod
+    def of(cls, V, array):
+        """The template of V, which keeps it: anywhere else it would keep V alive, or V's mesh. Not collective."""
+        found = vars(V).get("_localckpt_template")
+        if found is None:
+            found = V._localckpt_template = cls(V, array)
+        return found
 
     def function(self, V, array, halo, name, count):
-        """What ``Function(V, array, name, dtype, count)`` would be, with a valid halo or not. Not collective."""
+        """What ``Function(V, array, name, count=count)`` would be, with a valid halo or not. Not collective."""
         f, data, dat = map(object.__new__, CHAIN)
         vars(dat).update(self.common[2], _data=array, _numpy_data=array, _name=name, halo_valid=halo)
         vars(data).update(self.common[1], dat=dat, _name=name, uid=utils._new_uid(V.comm))
-        vars(f).update(self.common[0], _data=data, _function_space=V, _ufl_function_space=V.ufl_function_space(),
-                       _ad_kwargs={}, _ad_output_kwargs={})
+        vars(f).update(self.common[0], _data=data, _ad_kwargs={}, _ad_output_kwargs={})
         for link, number, start in ((data, None, self.reprs[1]), (f, count, self.reprs[0])):
             Counted.__init__(link, number, Coefficient)
             link._repr = f"{start}{link._count})"
@@ -70,9 +76,15 @@ class Template:
         return f
 
 
+def chain(function):
+    """What a Function consists of."""
+    return [function, function.topological, function.dat]
+
+
 def alike(one, other, own):
     """Whether two objects have the same attributes and differ in none but their own."""
     slots = {name for cls in type(one).__mro__ for name in getattr(cls, "__slots__", ())}
     return (vars(one).keys() == vars(other).keys() >= own and slots <= {"__weakref__", "_hash"} and
-            all(value is vars(other)[name] or isinstance(value, tuple) and value == vars(other)[name]
-                for name, value in vars(one).items() if name not in own))
+            all(type(value) is type(vars(other)[name]) if name in own else
+                value is vars(other)[name] or isinstance(value, tuple) and value == vars(other)[name]
+                for name, value in vars(one).items()))
