@@ -79,7 +79,7 @@ def targets(found):
         for n in values(found["iteration"], "ranks"):
             b = pick(found["iteration"], problem=problem, ranks=n, contestant="localckpt")
             if b:
-                row(f"iteration ÷ memory, {problem}, {n} rank(s)", f"≤ {limit}", b["ratio"], limit, ratio(b))
+                row(f"iteration ÷ memory, {problem}, {n} rank(s)", f"≤ {limit}", b["ratio"], limit, ratio(b, 3))
                 theirs = pick(found["iteration"], problem=problem, ranks=n, contestant="checkpoint_comm")
                 if theirs:
                     times = theirs["store and restore"]/b["store and restore"]
@@ -112,9 +112,9 @@ def targets(found):
     return [*head, *rows, ""] if rows else []
 
 
-def ratio(b):
+def ratio(b, digits=2):
     """With its quartiles."""
-    return f"{b['ratio']:.2f} ({b['spread'][0]:.2f}–{b['spread'][1]:.2f})"
+    return f"{b['ratio']:.{digits}f} ({b['spread'][0]:.2f}–{b['spread'][1]:.2f})"
 
 
 def table(rows, columns, cell, corner=""):
