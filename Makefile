@@ -78,7 +78,7 @@ docs:
 	"$$python" -m sphinx -q -W --keep-going docs build/docs
 	echo "the manual is in build/docs/index.html"
 
-# JSON files, tables and pictures in benchmarks/results; 'bench' ends within 40 minutes, 'bench-full' takes hours.
+# JSON files, tables and pictures in benchmarks/results; 'bench' ends within 50 minutes, 'bench-full' takes hours.
 # A run begins nothing new after its seconds, which for a full one are ten times as many.
 BENCH = iteration:1:640 iteration:2:600 mechanisms:1:240 mechanisms:2:220 save-restore:1:200 save-restore:2:130 \
     tape:1:120 tape:2:120 timesteps:1:360 cgroup:1:260
