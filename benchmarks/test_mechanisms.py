@@ -1,7 +1,7 @@
 """What each mechanism of the data path takes or gives: iterations without it, beside those with all of them.
 
 `ratio` is to those with all. "arrays in memory" keeps copies and neither hashes nor writes: what is left then
-is the tape's own work for disk checkpoints.
+is the copies, the restored Functions and the tape's own work for disk checkpoints.
 """
 
 import contextlib

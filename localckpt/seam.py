@@ -67,13 +67,13 @@ def install(ours, checkpoint_class, everywhere=False):
     theirs = attachment_points()
     warned = False
 
-    def init_checkpoint(self, function):  # and not __new__: a class never gets over having had one
-        owner = checkpointer()
-        if type(self) is theirs["CheckpointFunction"] and isinstance(owner, ours):
+    def init_checkpoint(self, function, *args, **kwargs):  # and not __new__: a class never gets over having had one
+        owner = checkpointer() if type(self) is theirs["CheckpointFunction"] else None
+        if isinstance(owner, ours):
             self.__class__ = checkpoint_class
-            checkpoint_class.__init__(self, function, owner)
+            checkpoint_class.__init__(self, function, owner, *args, **kwargs)
         else:
-            theirs_init_checkpoint(self, function)
+            theirs_init_checkpoint(self, function, *args, **kwargs)
 
     def current_checkpoint_file(init=None):
         owner = checkpointer()

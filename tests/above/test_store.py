@@ -296,3 +296,24 @@ def test_a_temporary_store_takes_its_folder_along(comm, shared_tmp):
 def test_store_and_places_need_no_firedrake():
     code = "import localckpt.store, localckpt.places, sys; sys.exit('firedrake' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ), timeout=60).returncode == 0
+
+
+def many(store, kept):
+    """So many arrays are stored and dropped that what is known of them is looked through several times."""
+    for n in range(5000):
+        store.put("row", np.array([kept[0] + 1 + n]))
+
+
+@pytest.mark.parametrize("engine", ["direct", "viewer"])
+def test_memory_of_dropped_arrays_does_not_grow(tmp_path, engine):
+    store = Store(MPI.COMM_SELF, str(tmp_path / "file.h5"), engine=engine)
+    many(store, np.zeros(1))
+    assert len(store._known) <= 1001
+
+
+@pytest.mark.parametrize("engine", ["direct", "viewer"])
+def test_array_is_known_as_long_as_it_is_held(tmp_path, engine):
+    store, kept = Store(MPI.COMM_SELF, str(tmp_path / "file.h5"), engine=engine), np.zeros(1)
+    held = store.put("row", kept)
+    many(store, kept)
+    assert store.put("row", kept) is held
