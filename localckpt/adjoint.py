@@ -33,7 +33,7 @@ from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
 from localckpt import leftovers, node_comm, seam
-from localckpt.functions import FunctionStore, check_ranks, content, copy_function
+from localckpt.functions import FunctionStore, check_ranks, content
 from localckpt.places import (
     Place,
     Watch,
@@ -125,7 +125,8 @@ class DiskCheckpointer(TapePackageData):
 
     Parameters are those of :func:`enable_disk_checkpointing`. Saving communicates on
     `checkpoint_comm`, if at all; the file that ``checkpointable_mesh`` asks for and
-    :meth:`summary` are collective on `comm`; nothing else communicates.
+    :meth:`summary` are collective on `comm`, restoring an EnsembleFunction on its ensemble; nothing
+    else communicates.
     """
 
     def __init__(self, dirname=None, comm=COMM_WORLD, cleanup=True,
@@ -216,11 +217,10 @@ class DiskCheckpointer(TapePackageData):
         now = content(coordinates.dat)
         if disk_checkpointing():
             saved = self.save(coordinates)
-            saved.count = None  # two Functions of one count would be one coefficient to UFL
-            return MeshCheckpoint(saved.load, now, self._functions.store.collective)
+            return MeshCheckpoint(lambda: saved.arrays()[0], now, self._functions.store.collective)
         last = self._mesh_copies.get(coordinates, lambda: None)()
         if last is None or last.content != now:
-            copy = copy_function(coordinates)
+            copy = coordinates.dat._data.copy()
             last = MeshCheckpoint(lambda: copy, now)
             self._mesh_copies[coordinates] = weakref.ref(last)
         return last
@@ -373,15 +373,16 @@ class LocalCheckpoint(fd.CheckpointFunction):
         return self._saved.load()
 
 
-class MeshCheckpoint(fd.CheckpointBase, OverloadedType):
+class MeshCheckpoint(OverloadedType):
     """The coordinates of a mesh, in localckpt's store or in memory.
 
-    The tape asks for a mesh's checkpoint far more often than the mesh has moved since.
+    The tape asks for a mesh's checkpoint far more often than the mesh has moved since. A mesh may
+    have moved on some ranks only: no Function is made, or ranks would go on to number theirs differently.
 
     Parameters
     ----------
     load : callable
-        Returns a Function with the coordinates, which nobody may write to.
+        Returns an array of the coordinates, halos included, which nobody may write to.
     content : object
         What :func:`localckpt.functions.content` says of them.
     collective : bool, optional
@@ -393,16 +394,14 @@ class MeshCheckpoint(fd.CheckpointBase, OverloadedType):
         self.content = content
         self._collective = collective
 
-    def is_that_of(self, mesh):
-        """Whether the mesh is known to have these coordinates now. Not collective.
-
-        Ranks may differ in their answers where `load` is not collective.
-        """
-        return not self._collective and content(mesh.coordinates.dat) == self.content
-
-    def restore(self):
-        """The coordinates."""
-        return self._load()
+    def restore_to(self, mesh):
+        """Give the mesh these coordinates, unless it has them. As collective as `load`."""
+        dat = mesh.coordinates.dat
+        if not self._collective and content(dat) == self.content:
+            dat.increment_dat_version()  # as on the ranks where the mesh has moved
+        else:
+            dat.data_wo_with_halos[...] = self._load()
+            dat.halo_valid = self.content[0]
 
     def _ad_restore_at_checkpoint(self, checkpoint):
         return checkpoint  # for the mesh to take when a block needs it

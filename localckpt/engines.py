@@ -11,7 +11,7 @@ from math import inf
 
 import numpy as np
 
-from localckpt._errors import CheckpointError, TransferError
+from localckpt._errors import CheckpointError, LayoutMismatch, TransferError
 from localckpt._rows import Pool
 
 __all__ = ["DirectEngine", "ViewerEngine"]
@@ -103,6 +103,7 @@ class DirectEngine:
         first, stride, rows, checksums = made
         self.taken += stride * rows // size
         self.pools[key] = pool
+        pool.nbytes = array.nbytes
         pool.add(first, stride, rows, checksums, 8 * size)
         pool.due = rows
         return pool
@@ -116,14 +117,17 @@ class DirectEngine:
 
         Raises
         ------
+        LayoutMismatch
+            If it is not of the size that the key began with.
         TransferError
         """
         if self.broken is not None:
             raise copy(self.broken)
-        pool = self.pools.get(key)
-        row = pool.claim() if pool is not None else None
-        if row is None:
-            row = self.grow(key, array).claim()
+        pool = self.pools.get(key) or self.grow(key, array)
+        if array.nbytes != pool.nbytes:
+            raise LayoutMismatch(f"rows of {pool.nbytes} bytes, to be stored are {array.nbytes}", self.file.path, key,
+                                 self.file.comm.rank)
+        row = pool.claim() or self.grow(key, array).claim()
         try:
             row.write(array)
         except OSError as exc:

@@ -21,7 +21,11 @@ from xxhash import xxh3_128_digest
 from localckpt import _petsc  # noqa: F401  (before what would not load with another PETSc)
 from localckpt._errors import CheckpointError, StorageError, TransferError
 from localckpt._vecfile import VecFile
-from localckpt.templates import Template
+
+try:
+    from localckpt.templates import Template
+except ImportError:  # another Firedrake, whose constructors do
+    Template = None  # type: ignore[assignment, misc]
 
 SCALAR = np.dtype(ScalarType)
 
@@ -66,12 +70,6 @@ def new_function(V, cls, arrays, halos, **kwargs):
     return f
 
 
-def copy_function(function):
-    """A Function with data of its own, its halos as they are. Not collective."""
-    return new_function(function.function_space(), type(function), [dat._data.copy() for dat in function.dat],
-                        [dat.halo_valid for dat in function.dat])
-
-
 def content(dat):
     """What a Dat holds, as something to compare: its halo counts while it is valid. Not collective."""
     halo = dat.halo_valid
@@ -90,7 +88,14 @@ class SavedFunction:
     function_space: Any
     cls: type
     name: str
-    count: int | None
+    count: int
+
+    def arrays(self):
+        """A new array for each component, halos included.
+
+        Communicates on the store's communicator, if at all.
+        """
+        return [self.store.get(row, part.shape, self.dtype) for row, part in zip(self.rows, self.parts)]
 
     def load(self):
         """A new Function with the values, name and count of the saved one.
@@ -101,8 +106,8 @@ class SavedFunction:
         -------
         firedrake.Function or firedrake.Cofunction
         """
-        arrays = [self.store.get(row, part.shape, self.dtype) for row, part in zip(self.rows, self.parts)]
-        if self.cls is Function and self.dtype == SCALAR and self.name:
+        arrays = self.arrays()
+        if Template is not None and self.cls is Function and self.dtype == SCALAR and self.name:
             template = Template.of(self.function_space, arrays[0])
             if template.useful:
                 return template.function(self.function_space, arrays[0], self.halos[0], self.name, self.count)
@@ -119,8 +124,8 @@ class FunctionStore:
 
     def __init__(self, store):
         self.store = store
-        # By the space's id, as long as it lives: hashing a space takes longer than a save.
-        self._parts: dict[int, list[Part]] = {}
+        # By the space's id, with what forgets it when the space goes: hashing a space takes longer than a save.
+        self._parts: dict[int, tuple[list[Part], weakref.ref]] = {}
         # Keys are held by their mesh: they go when the mesh goes.
         self._keys: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
         self._taken: defaultdict[str, int] = defaultdict(int)
@@ -142,7 +147,7 @@ class FunctionStore:
             If the store's communicator has ranks that the mesh's lacks.
         """
         V = function.function_space()
-        parts = self._parts.get(id(V)) or self._learn(V)
+        parts, _ = self._parts.get(id(V)) or self._learn(V)
         inner = getattr(function, "topological", function)  # what a Function looks up slowly
         dat = inner.dat
         dtype = dat.dtype
@@ -169,10 +174,10 @@ class FunctionStore:
         return SavedFunction(self.store, rows, parts, halos, dtype, V, type(function), inner.name(), function.count())
 
     def _learn(self, V):
+        known, number = self._parts, id(V)
         parts = [Part(Vi, key) for Vi, key in zip(V, self.keys(V))]
-        self._parts[id(V)] = parts
-        weakref.finalize(V, self._parts.pop, id(V), None).atexit = False
-        return parts
+        known[number] = parts, weakref.ref(V, lambda _: known.pop(number))
+        return known[number]
 
     def keys(self, V):
         """The keys of V's components: what two spaces would share gets a number."""

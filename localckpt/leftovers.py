@@ -178,7 +178,7 @@ def _claim(path):
     name = os.path.basename(path)
     if name.startswith(KEPT):
         return "kept by cleanup=False", None
-    if not name.startswith(of_this_host()):
+    if name[:-8] != of_this_host():  # mkdtemp adds eight characters, and another host's name may go on after this one's
         return "of another host", None
     try:
         if os.lstat(path).st_uid != os.getuid():

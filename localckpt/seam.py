@@ -97,12 +97,10 @@ def install(ours, checkpoint_class, everywhere=False):
         return owner.save_mesh(self) if isinstance(owner, ours) else theirs_create(self)
 
     def restore_mesh_checkpoint(self, checkpoint):
-        if isinstance(checkpoint, fd.CheckpointBase):
-            if checkpoint.is_that_of(self):
-                self.coordinates.dat.increment_dat_version()  # as on the ranks where it is not
-                return self
-            checkpoint = checkpoint.restore()
-        return theirs_restore(self, checkpoint)
+        if not hasattr(checkpoint, "restore_to"):
+            return theirs_restore(self, checkpoint)
+        checkpoint.restore_to(self)
+        return self
 
     def create_ensemble_checkpoint(self):
         owner = checkpointer() if fd.disk_checkpointing() else None

@@ -13,7 +13,7 @@ from mpi4py import MPI
 from xxhash import xxh3_128_digest
 
 from localckpt import _petsc, leftovers  # noqa: F401  (_petsc before what would not load with another PETSc)
-from localckpt._errors import CheckpointError, ChecksumMismatch, LayoutMismatch
+from localckpt._errors import CheckpointError, ChecksumMismatch, LayoutMismatch, TransferError
 from localckpt._vecfile import VecFile
 from localckpt.engines import DirectEngine, ViewerEngine
 from localckpt.places import Place, choose_engine, choose_tiers, log, next_folder
@@ -48,8 +48,9 @@ def prefetch(stored):
     """Have the system read what a sweep in reverse asks for next: what was stored before, last first."""
     left = AHEAD
     while stored is not None and left > 0:
-        stored.row.prefetch(stored.nbytes)
-        left -= stored.nbytes
+        if stored.nbytes:  # a length of 0 would mean the rest of the file
+            stored.row.prefetch(stored.nbytes)
+        left -= max(stored.nbytes, 4096)  # small ones share pages, and each costs a call
         stored = stored.before()
 
 
@@ -208,6 +209,8 @@ class Store:
 
         Raises
         ------
+        LayoutMismatch
+            If that is not the size that `key` began with.
         StorageError
             The last tier's that is there, where none takes it.
         """
@@ -283,9 +286,13 @@ class Store:
                   and row.offset % dtype.itemsize == 0)  # NumPy is slow where it is not, some CPUs refuse
         if stale and owner.direct and row.on_disk(stored.nbytes):
             prefetch(stored)
+        array = out
         if mapped:
-            array = row.map(shape, dtype)
-        else:
+            try:
+                array = row.map(shape, dtype)
+            except TransferError:  # the system lets a process have only so many mappings
+                mapped = False
+        if not mapped:
             array = np.empty(shape, dtype) if out is None else out
             row.read(array)
         if stale and xxh3_128_digest(array.reshape(-1).view(np.uint8)[:stored.hashed]) != stored.digest:

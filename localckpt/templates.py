@@ -8,7 +8,6 @@ from firedrake import Function, MixedElement, utils
 from firedrake.function import CoordinatelessFunction
 from pyop2.op2 import Dat
 from ufl import Coefficient
-from ufl.utils.counted import Counted
 
 __all__ = ["Template"]
 
@@ -68,9 +67,10 @@ class Template:
         vars(dat).update(self.common[2], _data=array, _numpy_data=array, _name=name, halo_valid=halo)
         vars(data).update(self.common[1], dat=dat, _name=name, uid=utils._new_uid(V.comm))
         vars(f).update(self.common[0], _data=data, _ad_kwargs={}, _ad_output_kwargs={})
-        for link, number, start in ((data, None, self.reprs[1]), (f, count, self.reprs[0])):
-            Counted.__init__(link, number, Coefficient)
-            link._repr = f"{start}{link._count})"
+        counts = next(Coefficient._counter), count  # type: ignore[call-overload]
+        for link, number, start in zip((data, f), counts, self.reprs[::-1]):
+            link._count = number
+            link._repr = f"{start}{number})"
             link._hash = None
         f.clear_block_variable()
         return f

@@ -154,6 +154,7 @@ cdef class Pool:
     cdef bint recycle
     cdef readonly int rows  # in all
     cdef public int due     # saves until several ranks agree again
+    cdef public object nbytes  # of a row, on this rank
 
     def __init__(self, Descriptor file not None, bint recycle, name=""):
         self.file = file
@@ -282,16 +283,18 @@ cdef class Row:
         cdef size_t ahead = <size_t> self.offset % PAGE  # a mapping begins at a page
         cdef size_t length = ahead + <size_t> dtype.itemsize
         cdef Mapping mapping = Mapping.__new__(Mapping)
+        cdef int status
         for n in shape:
             length = ahead + (length - ahead) * <size_t> n
         log_begin(LOAD)
         with nogil:
             mapping.start = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE,
                                  self.pool.file.fd, self.offset - <off_t> ahead)
+            status = errno
         log_end(LOAD, <long long> (length - ahead))
         if mapping.start == MAP_FAILED:
             mapping.start = NULL
-            raise failure(self.pool, errno, "mapping", length)
+            raise failure(self.pool, status, "mapping", length)
         mapping.length = length
         mapping.row = self
         mapping.note.start = <char*> mapping.start

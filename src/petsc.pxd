@@ -24,7 +24,6 @@ cdef extern from "petscsys.h" nogil:
         PETSC_DECIDE
     PetscFileMode FILE_MODE_READ
     PetscFileMode FILE_MODE_APPEND
-    PetscErrorCode PetscInitialized(PetscBool*)
     PetscErrorCode PetscFinalized(PetscBool*)
     PetscErrorCode PetscCommDuplicate(MPI_Comm, MPI_Comm*, PetscMPIInt*)
     PetscErrorCode PetscCommDestroy(MPI_Comm*)

@@ -1,5 +1,8 @@
 """Functions come back bit for bit, in every kind of space."""
 
+import gc
+import weakref
+
 import firedrake as fd
 import numpy as np
 import pytest
@@ -158,6 +161,17 @@ def test_restored_function_can_be_worked_with(functions):
 
 
 @pytest.mark.parallel([1, 3])
+def test_store_that_goes_leaves_nothing_on_a_space(tmp_path):
+    V = fd.FunctionSpace(triangles(), "CG", 1)
+    f = fd.Function(V)
+    FunctionStore(Store(MPI.COMM_SELF, str(tmp_path / "one"))).save(f)
+    gc.collect()
+    before = weakref.getweakrefcount(V), len(weakref.finalize._registry)
+    FunctionStore(Store(MPI.COMM_SELF, str(tmp_path / "other"))).save(f)
+    gc.collect()
+    assert (weakref.getweakrefcount(V), len(weakref.finalize._registry)) == before
+
+
 def test_restored_functions_share_no_memory(functions):
     saved = functions.save(filled(SPACES["mixed"]()))
     expected = bits(saved.load())

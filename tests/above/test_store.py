@@ -12,7 +12,7 @@ import pytest
 from mpi4py import MPI
 
 from localckpt import ChecksumMismatch, LayoutMismatch, TransferError
-from localckpt.store import Store
+from localckpt.store import Store, Stored, prefetch
 
 WORLD = MPI.COMM_WORLD
 
@@ -279,6 +279,21 @@ def test_a_sweep_in_reverse_past_the_cache_is_right(store, size):
         assert (read(store, stored, size) == values(size, i + (i > 6))).all()
 
 
+@pytest.mark.parametrize("nbytes, most", [(0, 0), (64, 2048), (10**6, 9)])
+def test_few_calls_ask_for_what_comes_next(nbytes, most):
+    class Row:
+        asked = 0
+
+        def prefetch(self, nbytes):
+            self.asked += 1
+
+    row, held = Row(), [None]
+    for _ in range(5000):
+        held.append(Stored(None, row, "a", nbytes, nbytes, b"", lambda last=held[-1]: last))
+    prefetch(held[-1])
+    assert min(1, most) <= row.asked <= most
+
+
 @pytest.mark.parallel([1, 2])
 def test_a_temporary_store_takes_its_folder_along(comm, shared_tmp):
     store = Store.temporary(comm, shared_tmp)
@@ -296,6 +311,15 @@ def test_a_temporary_store_takes_its_folder_along(comm, shared_tmp):
 def test_store_and_places_need_no_firedrake():
     code = "import localckpt.store, localckpt.places, sys; sys.exit('firedrake' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ), timeout=60).returncode == 0
+
+
+def test_array_larger_than_the_others_of_its_key_is_no_place_to_write_over_them(tmp_path):
+    store = Store(MPI.COMM_SELF, str(tmp_path / "file.h5"))
+    first = store.put("row", np.zeros(10))
+    with pytest.raises(LayoutMismatch, match="rows of 80 bytes, to be stored are 240"):
+        store.put("row", np.ones(30))
+    second = store.put("row", np.ones(10))
+    assert not read(store, first, 10).any() and read(store, second, 10).all()
 
 
 def many(store, kept):

@@ -108,12 +108,6 @@ def test_restored_functions_have_topological_functions_of_their_own(functions):
     assert f != g and f.uid != g.uid
 
 
-def test_a_count_that_is_not_given_is_a_new_one(functions):
-    saved = functions.save(filled(SPACES["CG1"]()))
-    saved.count = None
-    assert saved.load().count() < saved.load().count() < fd.Function(SPACES["CG1"]()).count()
-
-
 def test_restored_functions_have_block_variables_of_their_own(functions):
     saved = functions.save(filled(SPACES["CG1"]()))
     f, g = saved.load(), saved.load()

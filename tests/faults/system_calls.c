@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -63,6 +64,19 @@ MOVE(pread64, void *)
 
 RESERVE(fallocate)
 RESERVE(fallocate64)
+
+#define MAP(name)                                                                               \
+    void *name(void *start, size_t length, int access, int flags, int fd, off_t offset)         \
+    {                                                                                           \
+        static void *(*real)(void *, size_t, int, int, int, off_t);                             \
+        int error = fd < 0 ? -1 : fails("mmap", fd, length);                                    \
+        if (!real) *(void **)&real = dlsym(RTLD_NEXT, #name);                                   \
+        if (error > 0) return errno = error, MAP_FAILED;                                        \
+        return real(start, length, access, flags, fd, offset);                                  \
+    }
+
+MAP(mmap)
+MAP(mmap64)
 
 int fsync(int fd)
 {

@@ -83,20 +83,27 @@ def test_a_folder_that_was_to_be_kept_stays(tmp_path):
 
 
 def test_another_hosts_folder_stays(tmp_path):
-    (tmp_path / "localckpt_not-this-host_abc").mkdir()
+    (tmp_path / "localckpt_not-this-host_abcdefgh").mkdir()
     assert "another host" in clean(tmp_path, "--yes")[1]
-    assert (tmp_path / "localckpt_not-this-host_abc").exists()
+    assert (tmp_path / "localckpt_not-this-host_abcdefgh").exists()
+
+
+def test_folder_of_a_host_whose_name_goes_on_after_this_ones_stays(tmp_path):
+    folder = tmp_path / f"localckpt_{socket.gethostname()}_2_abcdefgh"
+    folder.mkdir()
+    assert "another host" in clean(tmp_path, "--yes")[1]
+    assert folder.exists()
 
 
 def test_a_start_does_not_look_into_what_other_hosts_have(tmp_path):
-    (tmp_path / "localckpt_not-this-host_abc").mkdir()
+    (tmp_path / "localckpt_not-this-host_abcdefgh").mkdir()
     own = leftovers.make(str(tmp_path))
     assert [folder.path for folder in leftovers.find(tmp_path, leftovers.of_this_host())] == [own]
     leftovers.remove(own)
 
 
 def test_another_users_folder_stays(tmp_path):
-    folder = tmp_path / f"localckpt_{socket.gethostname()}_abc"
+    folder = tmp_path / f"localckpt_{socket.gethostname()}_abcdefgh"
     folder.mkdir()
     # Who may make a folder look like another user's? Root; anybody else finds one in a user namespace.
     found = leftovers.find(tmp_path)[0]
@@ -111,7 +118,7 @@ def test_a_link_is_not_followed(tmp_path):
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.tex").touch()
-    (tmp_path / f"localckpt_{socket.gethostname()}_abc").symlink_to(precious)
+    (tmp_path / f"localckpt_{socket.gethostname()}_abcdefgh").symlink_to(precious)
     clean(tmp_path, "--yes")
     assert (precious / "thesis.tex").exists()
 

@@ -76,6 +76,15 @@ def test_what_was_cut_short_goes_on(tmp_path, run_script, faulty, call, error, c
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_what_cannot_be_mapped_is_read(run):
+    run("""
+SIZE = 100_000  # what is mapped otherwise
+check(save(3))
+with open("/proc/self/maps") as maps:
+    assert "first" not in maps.read()
+""", f"mmap {errno.ENOMEM} 0 {EVERY} first")
+
+
 @pytest.mark.parametrize("ranks, layout", LAYOUTS)
 @pytest.mark.parametrize("call, error", FAILURES)
 def test_a_store_goes_on_in_the_next_tier(run, call, error, ranks, layout):
