@@ -96,7 +96,7 @@ def record(benchmark):
     """record(seconds, **info): what was measured, in each round, on the slowest rank."""
     def record(seconds, **info):
         node = WORLD.Split_type(MPI.COMM_TYPE_SHARED)
-        benchmark.extra_info.update(info, ranks=WORLD.size, oversubscribed=node.size > os.cpu_count())
+        benchmark.extra_info.update({"ranks": WORLD.size, "oversubscribed": node.size > os.cpu_count(), **info})
         node.Free()
         rounds = iter(seconds)
         benchmark.pedantic(lambda: advance(next(rounds)), rounds=len(seconds))

@@ -80,8 +80,7 @@ def test_iteration(record, request, problem, kind):
                 np.allclose(a.dat.data_ro, b.dat.data_ro, rtol=1e-10, atol=1e-14) for a, b in zip(memory, ours))
             del memory, ours
         taken = race({name: functools.partial(timed, name, iteration) for name, iteration in iterations.items()},
-                     (18 if kind == "localckpt" and make is advection else 6)*request.config.getoption("seconds"),
-                     least=4)  # more of those that have a limit to keep
+                     6*request.config.getoption("seconds"), least=4)
         pairs += zip(taken["memory"], taken[kind])
         ratios.append([mine[0]/theirs[0] for theirs, mine in zip(taken["memory"], taken[kind])])
         del iterations, iteration
