@@ -61,11 +61,11 @@ def formulas(kind, R, F, S):
                 "saves": {"names": 8*R*S, "syncs": 2*R*S, "lock tests": 2*R*S},
                 "restores": {"names": 6*R*S, "lock tests": 2*R*S, "world": many*S}}
     if kind.startswith("direct"):
-        return {"once": {"names": 27*F + 19*R + 6, "sizes": 2*F, "locks": 3*F, "lock tests": 2*R,
+        return {"once": {"names": 26*F + 21*R + 6, "sizes": 2*F, "locks": 3*F, "lock tests": 2*R,
                          "world": many*(6 + 4*L), "file": shared*25},
                 "saves": {"sizes": G*F, "file": shared*4*G},
                 "restores": {}}
-    return {"once": {"names": 29*F + 20*R + 6, "sizes": 2*F, "locks": 3*F, "lock tests": 2*R, "syncs": R,
+    return {"once": {"names": 28*F + 22*R + 5, "sizes": 2*F, "locks": 3*F, "lock tests": 2*R, "syncs": R,
                      "world": many*(6 + 4*L), "file": shared*50},
             "saves": {"names": F*S, "sizes": F*S, "syncs": R*S, "file": shared*20.2*S},
             "restores": {"file": shared*3*S}}
