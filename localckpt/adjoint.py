@@ -33,7 +33,7 @@ from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
 from localckpt import leftovers, node_comm, seam
-from localckpt.functions import FunctionStore, check_ranks, content
+from localckpt.functions import CopiedFunction, FunctionStore, check_ranks, content
 from localckpt.places import (
     Place,
     Watch,
@@ -214,14 +214,13 @@ class DiskCheckpointer(TapePackageData):
         Communicates on `checkpoint_comm`, if at all.
         """
         coordinates = mesh.coordinates
-        now = content(coordinates.dat)
         if disk_checkpointing():
             saved = self.save(coordinates)
-            return MeshCheckpoint(lambda: saved.arrays()[0], now, self._functions.store.collective)
+            return MeshCheckpoint(saved, saved.content, self._functions.store.collective)
+        now = content(coordinates.dat)
         last = self._mesh_copies.get(coordinates, lambda: None)()
         if last is None or last.content != now:
-            copy = coordinates.dat._data.copy()
-            last = MeshCheckpoint(lambda: copy, now)
+            last = MeshCheckpoint(CopiedFunction(coordinates), now)
             self._mesh_copies[coordinates] = weakref.ref(last)
         return last
 
@@ -381,27 +380,26 @@ class MeshCheckpoint(OverloadedType):
 
     Parameters
     ----------
-    load : callable
-        Returns an array of the coordinates, halos included, which nobody may write to.
+    values : localckpt.functions.SavedFunction or localckpt.functions.CopiedFunction
+        The coordinates.
     content : object
         What :func:`localckpt.functions.content` says of them.
     collective : bool, optional
-        Whether `load` is collective.
+        Whether reading `values` is collective.
     """
 
-    def __init__(self, load, content, collective=False):
-        self._load = load
+    def __init__(self, values, content, collective=False):
+        self._values = values
         self.content = content
         self._collective = collective
 
     def restore_to(self, mesh):
-        """Give the mesh these coordinates, unless it has them. As collective as `load`."""
+        """Give the mesh these coordinates, unless it has them. As collective as reading `values`."""
         dat = mesh.coordinates.dat
         if not self._collective and content(dat) == self.content:
             dat.increment_dat_version()  # as on the ranks where the mesh has moved
         else:
-            dat.data_wo_with_halos[...] = self._load()
-            dat.halo_valid = self.content[0]
+            self._values.load_into(mesh.coordinates)
 
     def _ad_restore_at_checkpoint(self, checkpoint):
         return checkpoint  # for the mesh to take when a block needs it

@@ -57,7 +57,9 @@ class DirectEngine:
         Raises
         ------
         CheckpointError
-            Where this or another rank is not `well`.
+            Where this or another rank is not `well`, or another rank's array does not fit.
+        LayoutMismatch
+            If this rank's does not.
         TransferError
             If there is no room, on every rank, once.
         """
@@ -66,9 +68,10 @@ class DirectEngine:
         pool = self.pools.get(key) or self.grow(key, array)
         if pool.due == 0:
             wanted = more(pool.rows)
-            flags = np.array([pool.free >= wanted, well], dtype=np.uint8)
+            flags = np.array([pool.free >= wanted, well and array.nbytes == pool.nbytes], dtype=np.uint8)
             self.file.agree(flags)
             if not flags[1]:
+                self.check(pool, array)
                 raise CheckpointError("another rank could not store a checkpoint", self.file.path, key)
             if flags[0]:
                 pool.due = wanted
@@ -124,9 +127,7 @@ class DirectEngine:
         if self.broken is not None:
             raise copy(self.broken)
         pool = self.pools.get(key) or self.grow(key, array)
-        if array.nbytes != pool.nbytes:
-            raise LayoutMismatch(f"rows of {pool.nbytes} bytes, to be stored are {array.nbytes}", self.file.path, key,
-                                 self.file.comm.rank)
+        self.check(pool, array)
         row = pool.claim() or self.grow(key, array).claim()
         try:
             row.write(array)
@@ -134,6 +135,12 @@ class DirectEngine:
             self.broken = copy(exc)
             raise
         return row
+
+    def check(self, pool, array):
+        """LayoutMismatch if the array is not of the size of the pool's rows. Not collective."""
+        if array.nbytes != pool.nbytes:
+            raise LayoutMismatch(f"rows of {pool.nbytes} bytes, to be stored are {array.nbytes}", self.file.path,
+                                 pool.name, self.file.comm.rank)
 
     def retire(self):
         """Nothing more will be written: rows need no more than the descriptor. Not collective."""

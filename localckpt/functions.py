@@ -21,11 +21,7 @@ from xxhash import xxh3_128_digest
 from localckpt import _petsc  # noqa: F401  (before what would not load with another PETSc)
 from localckpt._errors import CheckpointError, StorageError, TransferError
 from localckpt._vecfile import VecFile
-
-try:
-    from localckpt.templates import Template
-except ImportError:  # another Firedrake, whose constructors do
-    Template = None  # type: ignore[assignment, misc]
+from localckpt.templates import Template
 
 SCALAR = np.dtype(ScalarType)
 
@@ -70,6 +66,25 @@ def new_function(V, cls, arrays, halos, **kwargs):
     return f
 
 
+def overwrite(function, arrays, halos):
+    """Give a Function these values, its halos valid or not. Not collective."""
+    for dat, array, valid in zip(function.dat, arrays, halos):
+        dat.data_wo_with_halos[...] = array
+        dat.halo_valid = valid
+
+
+class CopiedFunction:
+    """What a Function holds, in memory. Not collective."""
+
+    def __init__(self, function):
+        self._arrays = [dat._data.copy() for dat in function.dat]
+        self._halos = [dat.halo_valid for dat in function.dat]
+
+    def load_into(self, function):
+        """Give a Function of the same space these values. Not collective."""
+        overwrite(function, self._arrays, self._halos)
+
+
 def content(dat):
     """What a Dat holds, as something to compare: its halo counts while it is valid. Not collective."""
     halo = dat.halo_valid
@@ -90,12 +105,20 @@ class SavedFunction:
     name: str
     count: int
 
-    def arrays(self):
-        """A new array for each component, halos included.
+    @property
+    def content(self):
+        """What :func:`content` says of the saved Function's first dat."""
+        return self.halos[0], self.rows[0].digest
 
-        Communicates on the store's communicator, if at all.
-        """
+    def _arrays(self):
         return [self.store.get(row, part.shape, self.dtype) for row, part in zip(self.rows, self.parts)]
+
+    def load_into(self, function):
+        """Give a Function of the saved one's space its values.
+
+        What cannot be read leaves it as it is. Communicates on the store's communicator, if at all.
+        """
+        overwrite(function, self._arrays(), self.halos)
 
     def load(self):
         """A new Function with the values, name and count of the saved one.
@@ -106,8 +129,8 @@ class SavedFunction:
         -------
         firedrake.Function or firedrake.Cofunction
         """
-        arrays = self.arrays()
-        if Template is not None and self.cls is Function and self.dtype == SCALAR and self.name:
+        arrays = self._arrays()
+        if self.cls is Function and self.dtype == SCALAR and self.name:
             template = Template.of(self.function_space, arrays[0])
             if template.useful:
                 return template.function(self.function_space, arrays[0], self.halos[0], self.name, self.count)

@@ -286,7 +286,6 @@ class Store:
                   and row.offset % dtype.itemsize == 0)  # NumPy is slow where it is not, some CPUs refuse
         if stale and owner.direct and row.on_disk(stored.nbytes):
             prefetch(stored)
-        array = out
         if mapped:
             try:
                 array = row.map(shape, dtype)

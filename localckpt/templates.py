@@ -5,13 +5,11 @@ the Functions of a space are the same.
 """
 
 from firedrake import Function, MixedElement, utils
-from firedrake.function import CoordinatelessFunction
 from pyop2.op2 import Dat
 from ufl import Coefficient
 
 __all__ = ["Template"]
 
-CHAIN = [Function, CoordinatelessFunction, Dat]
 # The attributes that each Function has of its own.
 OWN = [{"_data", "_count", "_repr", "_block_variable", "_ad_kwargs", "_ad_output_kwargs"},
        {"dat", "_count", "_repr", "_name", "uid"},
@@ -35,23 +33,27 @@ class Template:
     useful : bool
     """
 
-    __slots__ = ("useful", "common", "reprs")
+    __slots__ = ("useful", "classes", "common", "reprs")
 
     def __init__(self, V, array):
         self.useful = False
         if type(V.ufl_element()) is MixedElement:
             return
+        try:
+            self.useful = self._learn(V, array)
+        except (AttributeError, TypeError):  # another Firedrake
+            pass
+
+    def _learn(self, V, array):
         one, two = (chain(Function(V, array[:], name, count=count)) for count, name in enumerate("ab"))
-        if [type(link) for link in one] != CHAIN or not all(map(alike, one, two, OWN)):
-            return
+        self.classes = [type(link) for link in one]
+        if self.classes[::2] != [Function, Dat] or not all(map(alike, one, two, OWN)):
+            return False
         self.common = [{name: value for name, value in vars(link).items() if name not in own}
                        for link, own in zip(one, OWN)]
         self.reprs = [link._repr.removesuffix(f"{link.count()})") for link in one[:2]]
-        try:
-            made = chain(self.function(V, array[:], True, "a", 0))
-        except (AttributeError, TypeError):  # another Firedrake
-            return
-        self.useful = all(map(alike, made, one, OWN)) and repr(made[0]) == repr(one[0])
+        made = chain(self.function(V, array[:], True, "a", 0))
+        return all(map(alike, made, one, OWN)) and repr(made[0]) == repr(one[0])
 
     @classmethod
     def of(cls, V, array):
@@ -63,7 +65,7 @@ class Template:
 
     def function(self, V, array, halo, name, count):
         """What ``Function(V, array, name, count=count)`` would be, with a valid halo or not. Not collective."""
-        f, data, dat = map(object.__new__, CHAIN)
+        f, data, dat = map(object.__new__, self.classes)
         vars(dat).update(self.common[2], _data=array, _numpy_data=array, _name=name, halo_valid=halo)
         vars(data).update(self.common[1], dat=dat, _name=name, uid=utils._new_uid(V.comm))
         vars(f).update(self.common[0], _data=data, _ad_kwargs={}, _ad_output_kwargs={})

@@ -154,7 +154,7 @@ cdef class Pool:
     cdef bint recycle
     cdef readonly int rows  # in all
     cdef public int due     # saves until several ranks agree again
-    cdef public object nbytes  # of a row, on this rank
+    cdef public int64_t nbytes  # of a row, on this rank
 
     def __init__(self, Descriptor file not None, bint recycle, name=""):
         self.file = file

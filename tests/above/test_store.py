@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from localckpt import ChecksumMismatch, LayoutMismatch, TransferError
+from localckpt import CheckpointError, ChecksumMismatch, LayoutMismatch, TransferError
 from localckpt.store import Store, Stored, prefetch
 
 WORLD = MPI.COMM_WORLD
@@ -320,6 +320,19 @@ def test_array_larger_than_the_others_of_its_key_is_no_place_to_write_over_them(
         store.put("row", np.ones(30))
     second = store.put("row", np.ones(10))
     assert not read(store, first, 10).any() and read(store, second, 10).all()
+
+
+@pytest.mark.parallel(2)
+def test_array_too_large_on_one_rank_is_an_error_there_and_soon_on_all(shared_tmp):
+    store, held, found = Store(WORLD, str(shared_tmp / "file.h5")), [], None
+    for i in range(20):
+        try:
+            held.append(store.put("row", np.full(30 if WORLD.rank and i > 1 else 10, float(i))))
+        except (LayoutMismatch, CheckpointError) as error:
+            found = found or error
+    found = WORLD.allgather(type(found))
+    assert found == [CheckpointError, LayoutMismatch]
+    assert all((read(store, row, 10) == i).all() for i, row in enumerate(held))
 
 
 def many(store, kept):

@@ -76,13 +76,17 @@ def test_what_was_cut_short_goes_on(tmp_path, run_script, faulty, call, error, c
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_what_cannot_be_mapped_is_read(run):
-    run("""
-SIZE = 100_000  # what is mapped otherwise
-check(save(3))
+@pytest.mark.parametrize("ranks, layout", LAYOUTS)
+@pytest.mark.parametrize("files, mapped", [("first", False), ("elsewhere", True)])
+def test_what_cannot_be_mapped_is_read(run, files, mapped, ranks, layout):
+    run(f"""
+SIZE = 100_000
+rows = save(3)
+held = [store.get(row, (SIZE,), np.dtype(float)) for row in rows]
 with open("/proc/self/maps") as maps:
-    assert "first" not in maps.read()
-""", f"mmap {errno.ENOMEM} 0 {EVERY} first")
+    assert ("first" in maps.read()) == {mapped}
+check(rows)
+""", f"mmap {errno.ENOMEM} 0 {EVERY} {files}", ranks, layout)
 
 
 @pytest.mark.parametrize("ranks, layout", LAYOUTS)
