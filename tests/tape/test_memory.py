@@ -1,6 +1,7 @@
 """What stays in memory does not grow with the number of timesteps, mesh coordinates included."""
 
 import json
+import os
 
 import firedrake as fd
 import numpy as np
@@ -11,7 +12,7 @@ from firedrake import dx, grad, inner
 from firedrake.adjoint import Control, ReducedFunctional, get_working_tape, stop_annotating, taylor_test
 from mpi4py import MPI
 
-from localckpt import seam
+from localckpt import ChecksumMismatch, seam
 from localckpt.adjoint import enable_disk_checkpointing
 
 # A coefficient that changes in every step, so that every step has something of its own to keep.
@@ -158,3 +159,20 @@ def test_checkpoints_of_a_mesh_are_one_until_it_moves(shared_tmp):
     np.testing.assert_array_equal(mesh.coordinates.dat.data_ro, mine)
     moved.restore_to(mesh)
     np.testing.assert_array_equal(mesh.coordinates.dat.data_ro, 2 * mine)
+
+
+@pytest.mark.parallel([1, 3])
+def test_coordinates_that_cannot_be_read_leave_the_mesh_as_it_is(tape, shared_tmp):
+    enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
+    mesh = fd.UnitSquareMesh(8, 8)
+    seam.begin(seam.checkpointer())
+    saved = seam.checkpointer().save_mesh(mesh)
+    seam.end(seam.checkpointer())
+    with stop_annotating():
+        mesh.coordinates.assign(2 * mesh.coordinates)
+    mine = mesh.coordinates.dat.data_ro_with_halos.copy()
+    os.pwrite(seam.checkpointer()._functions.store._engine.file.descriptor.fileno(), b"?" * 8,
+              saved._values.rows[0].row.offset)
+    with pytest.raises(ChecksumMismatch):
+        saved.restore_to(mesh)
+    np.testing.assert_array_equal(mesh.coordinates.dat.data_ro_with_halos, mine)
