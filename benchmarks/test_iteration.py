@@ -66,24 +66,21 @@ def counted(iteration):
 
 
 def test_iteration(record, request, problem, kind):
-    make, cells, steps, _ = (PROBLEMS | FULL)[problem]
+    _, cells, steps, _ = (PROBLEMS | FULL)[problem]
     mesh = square(cells)
     folder = next(iter(request.config.folders.values()))
     pairs, ratios, counts = [], [], {}
     for order in (("memory", kind), (kind, "memory")):
-        iterations = {name: make(name, mesh, steps, folder) for name in order}
-        for iteration in iterations.values():  # to warm up
-            iteration()
+        iterations = both(problem, order, mesh, folder)
         if not pairs:
             (_, memory), (counts, ours) = counted(iterations["memory"]), counted(iterations[kind])
             assert kind == "shared" or all(  # whose mesh is partitioned and numbered anew
                 np.allclose(a.dat.data_ro, b.dat.data_ro, rtol=1e-10, atol=1e-14) for a, b in zip(memory, ours))
             del memory, ours
-        taken = race({name: functools.partial(timed, name, iteration) for name, iteration in iterations.items()},
-                     6*request.config.getoption("seconds"), least=4)
+        taken = in_turns(iterations, 6*request.config.getoption("seconds"))
         pairs += zip(taken["memory"], taken[kind])
         ratios.append([mine[0]/theirs[0] for theirs, mine in zip(taken["memory"], taken[kind])])
-        del iterations, iteration
+        del iterations
         adjoint.set_working_tape(adjoint.Tape())  # lets go of the last one
         gc.collect()
 
@@ -95,6 +92,21 @@ def test_iteration(record, request, problem, kind):
            **{"store and restore": median(mine[1]), "faults of memory": median(theirs[2])})
     print(f"\n{problem:26} {MPI.COMM_WORLD.size} ranks, {kind:16}{median(mine[0]):8.3f} s, {ratio:6.3f} of "
           f"memory; in store and restore {median(mine[1]):7.4f} s")
+
+
+def both(problem, order, mesh, folder):
+    """The iterations of two contestants, their tapes made in that order, warmed up."""
+    make, _, steps, _ = (PROBLEMS | FULL)[problem]
+    iterations = {kind: make(kind, mesh, steps, folder) for kind in order}
+    for iteration in iterations.values():
+        iteration()
+    return iterations
+
+
+def in_turns(iterations, seconds):
+    """Seconds, seconds in store and restore, and page faults of each iteration of each."""
+    return race({name: functools.partial(timed, name, iteration) for name, iteration in iterations.items()},
+                seconds, least=4)
 
 
 def timed(name, iteration):

@@ -6,7 +6,6 @@ processes, half of them with the one tape made first and half with the other: `r
 What each took, and page faults on its slowest rank, are in extra_info.
 """
 
-import functools
 import json
 import os
 import subprocess
@@ -14,9 +13,9 @@ import sys
 from statistics import median, quantiles
 
 import pytest
-from conftest import WORLD, race
+from conftest import WORLD
 from problems import square
-from test_iteration import PROBLEMS, timed
+from test_iteration import PROBLEMS, both, in_turns
 
 PROCESSES = 6
 SECONDS = 18  # of each process's iterations
@@ -25,12 +24,7 @@ ADVECTION = [problem for problem in PROBLEMS if problem.startswith("advection")]
 
 def measure(folder, problem, *order):
     """What the child does: prints what the iterations of both tapes took, on the slowest rank."""
-    make, cells, steps, _ = PROBLEMS[problem]
-    mesh = square(cells)
-    iterations = {kind: make(kind, mesh, steps, folder) for kind in order}
-    for iteration in iterations.values():  # to warm up
-        iteration()
-    taken = race({kind: functools.partial(timed, kind, iteration) for kind, iteration in iterations.items()}, SECONDS)
+    taken = in_turns(both(problem, order, square(PROBLEMS[problem][1]), folder), SECONDS)
     if WORLD.rank == 0:
         print(json.dumps(taken))
 
