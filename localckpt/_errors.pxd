@@ -1,7 +1,12 @@
-# The one way in which PETSc's and HDF5's failures become exceptions, one thread at a time; `cimport`able.
+# The one way in which PETSc's and HDF5's failures become exceptions, one thread at a time and not interrupted by Ctrl-C;
+# `cimport`able.
 
 from libc.stdint cimport int64_t
 
+cdef void take_turn() noexcept
+cdef void end_turn() noexcept
+cdef void hold_interrupts() noexcept
+cdef void release_interrupts() noexcept
 cdef void begin_capture() noexcept
 cdef void end_capture() noexcept
 cdef int CHKERR(int ierr) except -1 nogil

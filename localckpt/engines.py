@@ -9,8 +9,7 @@ from collections import defaultdict
 from copy import copy
 from math import inf
 
-import numpy as np
-
+from localckpt._collective import interrupts_held
 from localckpt._errors import CheckpointError, LayoutMismatch, TransferError
 from localckpt._rows import Pool
 
@@ -49,7 +48,8 @@ class DirectEngine:
         self.full = None    # why there are no new rows, on every rank
         self.broken = None  # why this rank no longer writes here
         self.pools: dict[str, Pool] = {}
-        self.chunks: defaultdict[str, int] = defaultdict(int)
+        self.names: set[str] = set()  # of datasets
+        self.flags = bytearray(2)     # for agreements, which no lack of memory is to keep a rank from
 
     def reserve(self, key, array, well=True):
         """Have rows for the next saves of `key`. Collective on the file's communicator.
@@ -65,29 +65,30 @@ class DirectEngine:
         """
         if self.full is not None:
             return
-        pool = self.pools.get(key) or self.grow(key, array)
-        if pool.due == 0:
-            wanted = more(pool.rows)
-            flags = np.array([pool.free >= wanted, well and array.nbytes == pool.nbytes], dtype=np.uint8)
-            self.file.agree(flags)
-            if not flags[1]:
-                self.check(pool, array)
-                raise CheckpointError("another rank could not store a checkpoint", self.file.path, key)
-            if flags[0]:
-                pool.due = wanted
-            else:
-                self.grow(key, array)  # perhaps by fewer rows than wanted, and due as many saves from now
-        pool.due -= 1
+        with interrupts_held():
+            pool = self.pools.get(key) or self.grow(key, array)
+            if pool.due == 0:
+                wanted = more(pool.rows)
+                self.flags[:] = pool.free >= wanted, well and array.nbytes == pool.nbytes
+                self.file.agree(self.flags)
+                if not self.flags[1]:
+                    self.check(pool, array)
+                    raise CheckpointError("another rank could not store a checkpoint", self.file.path, key)
+                if self.flags[0]:
+                    pool.due = wanted
+                else:
+                    self.grow(key, array)  # perhaps by fewer rows than wanted, and due as many saves from now
+            pool.due -= 1
 
     def grow(self, key, array):
         """Add rows to a key, their disk space reserved. Collective on the file's communicator."""
         if self.full is not None:
             raise copy(self.full)
         pool = self.pools.get(key) or Pool(self.file.descriptor, self.recycle, key)
-        name = key
-        while name in self.file:  # the key's own, or one that is called so itself
-            self.chunks[key] += 1
-            name = f"{key}.{self.chunks[key]}"
+        name, chunk = key, 0
+        while name in self.names:  # the key's own, or one that is called so itself
+            chunk += 1
+            name = f"{key}.{chunk}"
         size = self.file.comm.size
         room = (self.limit - self.taken) * size
         try:
@@ -104,6 +105,7 @@ class DirectEngine:
             self.full = copy(exc)  # without what its frames hold
             raise
         first, stride, rows, checksums = made
+        self.names.add(name)
         self.taken += stride * rows // size
         self.pools[key] = pool
         pool.nbytes = array.nbytes
@@ -196,14 +198,15 @@ class ViewerEngine:
         """The number of a free dataset, of so many bytes here. Collective on the file's communicator."""
         agreed, dropped = self.agreed[key], self.dropped[key]
         if not agreed and self.recycle:
-            free = np.zeros(self.count[key], dtype=np.uint8)
-            free[list(dropped)] = 1
+            free = bytearray(self.count[key])
+            for number in list(dropped):  # which the garbage collector adds to
+                free[number] = 1
             self.file.agree(free)
-            agreed.extend(np.flatnonzero(free)[::-1].tolist())
+            agreed.extend(number for number in range(len(free) - 1, -1, -1) if free[number])
             dropped.difference_update(agreed)
         if not agreed:
             new = more(self.count[key])
-            fits = np.array([self.taken + n * nbytes <= self.limit for n in (new, 1)], dtype=np.uint8)
+            fits = bytearray(self.taken + n * nbytes <= self.limit for n in (new, 1))
             self.file.agree(fits)
             if not fits[1]:
                 raise TransferError(f"{os.strerror(errno.EDQUOT)}, the limit of {self.limit:.0f} bytes for each rank "
@@ -239,6 +242,8 @@ class ViewerEngine:
             self.live += 1
             row = ViewerRow(self, key, number)
             self.file.write_array(f"{key}_{number}", array.reshape(-1))  # one piece to MPI-IO
+            if not self.recycle:
+                self.file.flush()  # a file to keep is an HDF5 file whatever happens next
         except OSError as exc:
             self.broken = copy(exc)
             raise

@@ -13,6 +13,7 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 from localckpt import leftovers
+from localckpt._collective import raise_everywhere
 
 __all__ = ["Place", "Tier", "Watch", "announce", "choose_engine", "choose_place", "choose_tiers", "make_folder",
            "next_folder", "node_comm", "raise_everywhere", "wanted_engine"]
@@ -240,17 +241,16 @@ def wanted_engine(engine=None):
     return wanted
 
 
-def choose_engine(comm, place):
-    """The engine for files of `comm` in `place`. Collective on `comm`.
+def choose_engine(comm):
+    """The engine for files of `comm`. Collective on `comm`.
 
     Returns
     -------
     {"direct", "viewer"}
-        That of :func:`wanted_engine`; else "viewer" on a network filesystem or
-        where `comm` spans nodes: ranks that see different caches of one file must not
-        write to it without MPI-IO.
+        That of :func:`wanted_engine`; else "viewer" where `comm` spans nodes, whatever the
+        filesystem: nodes that see different caches of one file must not write to it without MPI-IO.
     """
-    trusted = comm.allreduce(node_comm(comm).size == comm.size and not place.on_network, MPI.LAND)
+    trusted = comm.allreduce(node_comm(comm).size == comm.size, MPI.LAND)
     return wanted_engine() or ("direct" if trusted else "viewer")
 
 
@@ -357,10 +357,3 @@ def next_folder(comm, tiers, files=(), keep=False):
                 raise
             if comm.rank == 0:
                 log.warning("%s: no checkpoints to %s: %s", MPI.Get_processor_name(), tier.path, exc)
-
-
-def raise_everywhere(comm, error):
-    """Raise the error of the lowest rank that has one on every rank. Collective on `comm`."""
-    first = comm.allreduce(comm.size if error is None else comm.rank, MPI.MIN)
-    if first < comm.size:
-        raise comm.bcast(error, root=first)

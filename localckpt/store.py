@@ -1,8 +1,10 @@
 """Arrays on disk, stored once however often they are saved."""
 
 import os
+import threading
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from math import inf, prod
@@ -13,7 +15,8 @@ from mpi4py import MPI
 from xxhash import xxh3_128_digest
 
 from localckpt import _petsc, leftovers  # noqa: F401  (_petsc before what would not load with another PETSc)
-from localckpt._errors import CheckpointError, ChecksumMismatch, LayoutMismatch, TransferError
+from localckpt._collective import interrupts_held, raise_everywhere
+from localckpt._errors import CheckpointError, ChecksumMismatch, LayoutMismatch, StorageError, TransferError
 from localckpt._vecfile import VecFile
 from localckpt.engines import DirectEngine, ViewerEngine
 from localckpt.places import Place, choose_engine, choose_tiers, log, next_folder
@@ -142,6 +145,10 @@ class Store:
         self._summary = summary or Summary()
         self._agrees = self.direct and comm.size > 1
         self._engine = None
+        self._files = 0     # that were made
+        self._late = False  # whether it is known late that bytes did not get to the disk: see sync()
+        self._unsynced = False
+        self._lock = threading.RLock()  # a store is for one thread at a time
         self._known: dict[tuple, Callable] = {}  # size, content hash -> weak reference to a Stored, perhaps dead
         self._many = 1000  # so many are worth a look for the dead among them
         self._latest: Callable = lambda: None  # weak reference to what was stored last
@@ -183,8 +190,7 @@ class Store:
 
         With that engine, or the one that the folder can be trusted with.
         """
-        place = Place.at(os.path.dirname(folder))
-        return cls(comm, os.path.join(folder, "current.h5"), cleanup, engine or choose_engine(comm, place),
+        return cls(comm, os.path.join(folder, "current.h5"), cleanup, engine or choose_engine(comm),
                    limit=tier.limit, tiers=tiers, summary=summary, wanted=engine)
 
     def put(self, key, array, valid=None):
@@ -214,30 +220,46 @@ class Store:
         StorageError
             The last tier's that is there, where none takes it.
         """
+        with self._lock, interrupts_held() if self.comm.size > 1 else nullcontext():
+            return self._put(key, array, valid)
+
+    def _put(self, key, array, valid):
         began = monotonic()
-        part = array if valid is None else array[:valid]
-        digest = xxh3_128_digest(part)
-        nbytes = array.nbytes
-        content = nbytes, digest
+        error: Exception | None = None
+        if self.failure is not None:
+            error = copy(self.failure)
+        else:
+            try:
+                part = array if valid is None else array[:valid]
+                digest = xxh3_128_digest(part)
+                nbytes = array.nbytes
+                content = nbytes, digest
+            except Exception as exc:
+                error = exc
         summary = self._summary
         stored = None
         try:
             engine = self._engine or self._open()
             if self._agrees:
-                engine.reserve(key, array, self.failure is None)
-            if self.failure is not None:
-                raise copy(self.failure)
+                engine.reserve(key, array, error is None)
+            if self.collective:
+                raise_everywhere(self.comm, error)
+            elif error is not None:  # only now: other ranks would have waited for this one
+                raise error
             if not self.collective and content in self._known:
                 stored = self._known[content]()
             if stored is None:
                 stored = Stored(self, engine.write(key, array), key, nbytes, part.nbytes, digest, self._latest)
                 self._latest = self._know(content, stored)
+                self._unsynced = True
                 summary.written += nbytes
             else:
                 summary.repeats += 1
         except CheckpointError:
             raise
         except OSError as exc:
+            if error is not None:
+                raise
             stored = self._following(exc).put(key, array, valid)
             self._know(content, stored)
             return stored
@@ -273,29 +295,41 @@ class Store:
             If that is not the size of what was stored.
         StorageError
         """
-        if self.failure is not None:
-            raise copy(self.failure)
         began = monotonic()
         row, owner = stored.row, stored.store
-        nbytes = prod(shape) * dtype.itemsize if out is None else out.nbytes
-        if nbytes != stored.nbytes and not owner.collective:  # else the file finds it, on all ranks
-            raise LayoutMismatch(f"stored are {stored.nbytes} bytes, to be read are {nbytes}", owner.path,
-                                 stored.key, owner.comm.rank)
-        stale = began - stored.verified > RECENT
-        mapped = (out is None and owner.direct and stored.nbytes >= MAP_FROM
-                  and row.offset % dtype.itemsize == 0)  # NumPy is slow where it is not, some CPUs refuse
-        if stale and owner.direct and row.on_disk(stored.nbytes):
-            prefetch(stored)
-        if mapped:
-            try:
-                array = row.map(shape, dtype)
-            except TransferError:  # the system lets a process have only so many mappings
+        if owner.collective:
+            with interrupts_held():
+                error = None
+                try:
+                    array = self._array(stored, shape, dtype, out)
+                except Exception as exc:
+                    error = exc
+                raise_everywhere(owner.comm, error)
+                row.read(array)  # which verifies it, on all ranks
+            stale, mapped = True, False
+        else:
+            if self.failure is not None:
+                raise copy(self.failure)
+            # What a viewer has read is verified. A mapped row shows the disk's bytes later, too.
+            stale = owner.direct and began - stored.verified > RECENT
+            mapped = (out is None and owner.direct and stored.nbytes >= MAP_FROM
+                      and row.offset % dtype.itemsize == 0)  # NumPy is slow where it is not, some CPUs refuse
+            if stale and row.on_disk(stored.nbytes):
+                prefetch(stored)
+            if mapped and stored.nbytes == prod(shape) * dtype.itemsize:
+                try:
+                    array = row.map(shape, dtype)
+                except TransferError:  # the system lets a process have only so many mappings
+                    mapped = False
+            else:
                 mapped = False
-        if not mapped:
-            array = np.empty(shape, dtype) if out is None else out
-            row.read(array)
-        if stale and xxh3_128_digest(array.reshape(-1).view(np.uint8)[:stored.hashed]) != stored.digest:
-            raise ChecksumMismatch("what was read is not what was stored", owner.path, stored.key, owner.comm.rank)
+            if not mapped:
+                array = self._array(stored, shape, dtype, out)
+                row.read(array)
+            if stale and xxh3_128_digest(array.reshape(-1).view(np.uint8)[:stored.hashed]) != stored.digest:
+                raise ChecksumMismatch("what was read is not what was stored", owner.path, stored.key, owner.comm.rank)
+            if stale and mapped:
+                self._check(row.check)
         ended = monotonic()
         if stale:
             stored.verified = ended
@@ -306,6 +340,46 @@ class Store:
         summary.restoring += ended - began
         return array
 
+    def _array(self, stored, shape, dtype, out):
+        """The array to read into."""
+        if self.failure is not None:
+            raise copy(self.failure)
+        array = np.empty(shape, dtype) if out is None else out
+        if array.nbytes != stored.nbytes:
+            raise LayoutMismatch(f"stored are {stored.nbytes} bytes, to be read are {array.nbytes}",
+                                 stored.store.path, stored.key, stored.store.comm.rank)
+        return array
+
+    def sync(self):
+        """Make sure that what was stored so far can be read back. Not collective.
+
+        On a network filesystem, and where disk space cannot be reserved, a write that failed
+        may show only when the disk is waited for (``fsync``), which is done there: call this once per
+        timestep. Elsewhere it only asks the system, which takes less than a microsecond.
+
+        Raises
+        ------
+        CheckpointError
+            If something was lost, and at every use of the store from then on.
+        """
+        with self._lock:
+            if self._engine is not None and (self._unsynced or not self._late):
+                descriptor = self._engine.file.descriptor
+                self._check(descriptor.sync if self._late else descriptor.check)
+                self._unsynced = False
+            if self._next is not None:
+                self._check(self._next.sync)
+
+    def _check(self, check):
+        """Have lost bytes end this store."""
+        try:
+            check()
+        except StorageError as exc:
+            self.failure = exc if isinstance(exc, CheckpointError) else CheckpointError(
+                f"checkpoints that were stored are lost, on {MPI.Get_processor_name()}: {exc.cause}", exc.file,
+                exc.dataset, self.comm.rank, exc.errno)
+            raise copy(self.failure) from None
+
     def _know(self, content, stored):
         # A WeakValueDictionary takes longer over each than a small array takes to the disk.
         if len(self._known) > self._many:
@@ -315,14 +389,24 @@ class Store:
         return known
 
     def _open(self):
-        path = self.path + ".data" if self.cleanup else self.path
-        file = VecFile(self.comm, path, "x" if self.cleanup else "w")
+        self._files += 1
+        stem, suffix = os.path.splitext(self.path)
+        path = self.path if self._files == 1 else f"{stem}-{self._files}{suffix}"  # what was kept stays as it is
+        file = VecFile(self.comm, path + ".data" if self.cleanup else path, "x" if self.cleanup else "w")
         self._engine = (DirectEngine if self.direct else ViewerEngine)(file, self.cleanup, self.limit)
-        folder = os.path.dirname(os.path.dirname(self.path))
-        if folder not in self._summary.tiers:
-            self._summary.tiers.append(folder)
+        folder = os.path.dirname(path)
+        if os.path.dirname(folder) not in self._summary.tiers:
+            self._summary.tiers.append(os.path.dirname(folder))
+        with suppress(OSError):
+            self._late = Place.at(folder).on_network or not file.descriptor.can_reserve()
         if self.cleanup and self.comm.rank == 0:  # opening has made sure that all ranks hold it
-            os.unlink(path)
+            try:
+                os.unlink(file.path)
+            except FileNotFoundError:
+                pass  # a cleaner of temporary files was here
+            except OSError as exc:  # no reason for this rank to go on elsewhere, without the others
+                log.warning("%s: the file of checkpoints keeps its name, and would stay if the run were killed: %s",
+                            MPI.Get_processor_name(), exc)
         return self._engine
 
     def _following(self, cause):
@@ -397,12 +481,19 @@ class Store:
 
         The next array begins a new file.
         """
-        self.summary  # noqa: B018  (notes the peak)
-        if self._engine is not None:
-            self._engine.retire()
-            self._engine = None
+        with self._lock:
+            self.summary  # noqa: B018  (notes the peak)
+            engine, self._engine = self._engine, None
+            following, self._next = self._next, None
             self._known = {}
             self._many = 1000
-        if self._next is not None:
-            self._next.retire()
-            self._next = None
+            try:
+                if engine is not None:
+                    engine.retire()
+            except StorageError as exc:
+                if not self.cleanup:
+                    raise
+                log.warning("%s: %s", MPI.Get_processor_name(), exc)  # of a file that nobody will read
+            finally:
+                if following is not None:
+                    following.retire()

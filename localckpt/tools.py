@@ -245,7 +245,7 @@ def bench(named, timestep, budget, as_json):
         if results[folder]["error"] is None:
             times, size = np.array([*found.values()]), list(found)[-1][1]
             world.Allreduce(MPI.IN_PLACE, times, MPI.MAX)
-            found, engine = dict(zip(found, times.tolist())), choose_engine(MPI.COMM_SELF, place)
+            found, engine = dict(zip(found, times.tolist())), choose_engine(MPI.COMM_SELF)
             for doing, what in {f"save, {engine} engine": "a timestep stored", f"restore, {engine} engine": "restored",
                                 "write past the page cache": "stored when memory is full",
                                 "read past the page cache": "restored when memory is full"}.items():

@@ -5,7 +5,8 @@ Between :c:func:`begin_capture` and :c:func:`end_capture` both libraries report 
 one text buffer instead of stderr; ``CHKERR`` (PETSc) and ``CHKH5`` (HDF5) raise
 :class:`TransferError` with that text.  Whatever handlers were installed before are
 back in place afterwards.  One thread at a time is in between, others wait: neither
-library is thread-safe, nor is MPI always.
+library is thread-safe, nor is MPI always.  Ctrl-C waits, too, since other ranks may
+wait for what comes next.
 """
 
 import os
@@ -112,12 +113,25 @@ class CheckpointError(StorageError, OSError):
 cdef enum:
     ROOM = 8192
 
+cdef extern from "interrupts.h":
+    void hold_interrupts_here()
+    void release_interrupts_here()
+
 cdef char text[ROOM]
 cdef PyThread_type_lock turn = PyThread_allocate_lock()
-cdef long owner  # the thread that is inside, if depth > 0
-cdef int depth = 0
+cdef unsigned long owner  # the thread whose turn it is, if turns > 0
+cdef int turns = 0
+cdef int captures = 0
 cdef H5E_auto2_t h5_handler
 cdef void* h5_data
+
+
+cdef void hold_interrupts() noexcept:
+    hold_interrupts_here()
+
+
+cdef void release_interrupts() noexcept:
+    release_interrupts_here()
 
 
 cdef void append(const char* function, const char* message) noexcept nogil:
@@ -140,16 +154,31 @@ cdef herr_t keep_hdf5(unsigned n, const H5E_error2_t* error, void* ctx) noexcept
     return 0
 
 
-cdef void begin_capture() noexcept:
-    global owner, depth
-    if depth == 0 or owner != PyThread_get_thread_ident():
+cdef void take_turn() noexcept:
+    """Wait until no other thread is inside PETSc, HDF5 or MPI on our behalf."""
+    global owner, turns
+    if turns == 0 or owner != PyThread_get_thread_ident():
         if not PyThread_acquire_lock(turn, NOWAIT_LOCK):
             with nogil:
                 PyThread_acquire_lock(turn, WAIT_LOCK)
         owner = PyThread_get_thread_ident()
-    depth += 1
-    if depth > 1:
+    turns += 1
+
+
+cdef void end_turn() noexcept:
+    global turns
+    turns -= 1
+    if turns == 0:
+        PyThread_release_lock(turn)
+
+
+cdef void begin_capture() noexcept:
+    global captures
+    take_turn()
+    captures += 1
+    if captures > 1:
         return
+    hold_interrupts()
     text[0] = 0
     PetscPushErrorHandler(keep_petsc, NULL)
     H5Eget_auto2(H5E_DEFAULT, &h5_handler, &h5_data)
@@ -158,21 +187,21 @@ cdef void begin_capture() noexcept:
 
 
 cdef void end_capture() noexcept:
-    global depth
-    if depth == 1:
+    global captures
+    captures -= 1
+    if captures == 0:
         H5Eclear2(H5E_DEFAULT)
         H5Eset_auto2(H5E_DEFAULT, h5_handler, h5_data)
         PetscPopErrorHandler()
-    depth -= 1
-    if depth == 0:
-        PyThread_release_lock(turn)
+        release_interrupts()
+    end_turn()
 
 
 def _forget_threads():
     """A forked child has one thread, which is not inside."""
-    global turn, depth
+    global turn, turns, captures
     turn = PyThread_allocate_lock()
-    depth = 0
+    turns = captures = 0
 
 
 os.register_at_fork(after_in_child=_forget_threads)

@@ -14,12 +14,13 @@ from xxhash import xxh3_64_intdigest
 cimport cython
 from cpython.buffer cimport (PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release,
                              PyObject_GetBuffer)
-from libc.errno cimport EAGAIN, EINTR, EIO, errno
+from libc.errno cimport EAGAIN, EINTR, EIO, ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport INT64_MAX, int64_t
 from posix.mman cimport MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.types cimport off_t
-from posix.unistd cimport _SC_PAGESIZE, close, pread, pwrite, sysconf, usleep
+from posix.unistd cimport _SC_PAGESIZE, close, fsync, pread, pwrite, sysconf
 
+from localckpt._errors cimport end_turn, take_turn
 from localckpt._errors import ClosedFile, TransferError
 from localckpt._log cimport LOAD, SAVE, log_begin, log_end
 
@@ -37,8 +38,17 @@ cdef extern from *:
     #else  /* a system that cannot say */
       #define pread_cached(fd, data, n, offset) ((ssize_t)0)
     #endif
+    #ifdef SYNC_FILE_RANGE_WAIT_BEFORE
+      /* Linux tells of an earlier error of the whole file, whatever range one waits for. */
+      #define written_back(fd) sync_file_range(fd, 0, 1, SYNC_FILE_RANGE_WAIT_BEFORE)
+    #else
+      #define written_back(fd) 0
+    #endif
     """
     ssize_t pread_cached(int fd, void* data, size_t n, off_t offset) nogil
+    int written_back(int fd) nogil
+    int FALLOC_FL_KEEP_SIZE
+    int fallocate(int fd, int mode, off_t offset, off_t length) nogil
     int POSIX_FADV_WILLNEED
     int posix_fadvise(int fd, off_t offset, off_t length, int advice) nogil
 
@@ -52,7 +62,6 @@ cdef extern from "sigbus.h" nogil:
 
 cdef enum:
     MOST = 1 << 30  # bytes in one call: Linux moves no more than 2 GiB less a page
-    PATIENCE = 1000  # milliseconds for a disk that says "try again"
 
 cdef size_t PAGE = sysconf(_SC_PAGESIZE)
 cdef bint forked = False
@@ -105,6 +114,36 @@ cdef class Descriptor:
         """The descriptor's number."""
         return self.fd
 
+    def sync(self):
+        """Wait until the disk has what was written to the file. Not collective.
+
+        Raises
+        ------
+        TransferError
+            If it cannot take all of it, once.
+        """
+        cdef int status
+        with nogil:
+            status = errno if fsync(self.fd) else 0
+        if status:
+            raise TransferError(f"{os.strerror(status)}, waiting for the disk", self.path, errno=status)
+
+    def can_reserve(self):
+        """bool: whether the filesystem can promise disk space (``fallocate``), and fail while it cannot."""
+        return fallocate(self.fd, FALLOC_FL_KEEP_SIZE, 0, 1) == 0 or errno not in (EOPNOTSUPP, ENOSYS)
+
+    def check(self):
+        """Ask whether the disk could not take what was written to the file, without waiting. Not collective.
+
+        Raises
+        ------
+        TransferError
+            If it could not, once.
+        """
+        cdef int status = errno if written_back(self.fd) else 0
+        if status:
+            raise TransferError(f"{os.strerror(status)}, when the system wrote to the disk", self.path, errno=status)
+
 
 cdef object failure(Pool pool, int number, str doing, long long nbytes):
     return TransferError(f"{os.strerror(number)}, {doing} {nbytes} bytes", pool.file.path, pool.name, errno=number)
@@ -113,7 +152,6 @@ cdef object failure(Pool pool, int number, str doing, long long nbytes):
 cdef int move(int fd, char* data, size_t n, off_t offset, bint writing) noexcept nogil:
     """All of n bytes, however many calls it takes; the error number, or 0."""
     cdef Py_ssize_t moved
-    cdef int tries = 0
     while n > 0:
         if writing:
             moved = pwrite(fd, data, min(n, <size_t> MOST), offset)
@@ -125,9 +163,6 @@ cdef int move(int fd, char* data, size_t n, off_t offset, bint writing) noexcept
             n -= moved
         elif moved == 0:
             return EIO  # the file ends before the row does
-        elif errno == EAGAIN and tries < PATIENCE:
-            tries += 1
-            usleep(1000)
         elif errno != EINTR:
             return errno
     return 0
@@ -242,10 +277,12 @@ cdef class Row:
         if forked and writing:
             raise ClosedFile("it belongs to the process that opened it", self.pool.file.path, self.pool.name)
         PyObject_GetBuffer(array, &view, flags)
-        log_begin(SAVE if writing else LOAD)  # PETSc's log is for one thread at a time
+        take_turn()  # PETSc's log is for one thread at a time
+        log_begin(SAVE if writing else LOAD)
         with nogil:
             status = move(self.pool.file.fd, <char*> view.buf, view.len, self.offset, writing)
         log_end(SAVE if writing else LOAD, view.len)
+        end_turn()
         PyBuffer_Release(&view)
         if status:
             raise failure(self.pool, status, "writing" if writing else "reading", view.len)
@@ -255,6 +292,16 @@ cdef class Row:
         """Whether the last of its bytes would have to come from the disk. Not collective."""
         cdef char last
         return pread_cached(self.pool.file.fd, &last, 1, self.offset + nbytes - 1) < 0 and errno == EAGAIN
+
+    def check(self):
+        """Ask whether the disk could not take what was written to the row's file. Not collective.
+
+        Raises
+        ------
+        TransferError
+            If it could not, once.
+        """
+        self.pool.file.check()
 
     def prefetch(self, int64_t nbytes):
         """Have the system read it, without waiting for that. Not collective."""
@@ -286,12 +333,14 @@ cdef class Row:
         cdef int status
         for n in shape:
             length = ahead + (length - ahead) * <size_t> n
+        take_turn()
         log_begin(LOAD)
         with nogil:
             mapping.start = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE,
                                  self.pool.file.fd, self.offset - <off_t> ahead)
             status = errno
         log_end(LOAD, <long long> (length - ahead))
+        end_turn()
         if mapping.start == MAP_FAILED:
             mapping.start = NULL
             raise failure(self.pool, status, "mapping", length)

@@ -4,11 +4,12 @@
 import atexit
 import errno as _errno
 import os
-import pickle
 import resource
 import sys
+import tempfile
 import warnings
 from contextlib import suppress
+from math import prod
 from types import SimpleNamespace
 from zlib import crc32
 
@@ -19,9 +20,11 @@ from xxhash import xxh3_64_intdigest
 
 cimport cython
 from cpython.buffer cimport PyBUF_READ
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EFBIG, EINTR, ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint64_t
+from libc.stdlib cimport free, malloc
 from posix.types cimport off_t
 from mpi4py cimport libmpi as mpi
 from mpi4py.MPI cimport Comm
@@ -29,6 +32,7 @@ from petsc4py.PETSc cimport Vec
 
 from hdf5 cimport *
 from petsc cimport *
+from localckpt._collective cimport raise_on_all
 from localckpt._errors cimport CHKERR, CHKH5, CHKMPI, begin_capture, end_capture
 from localckpt._log cimport LOAD, SAVE, log_begin, log_end
 from localckpt._errors import (ChecksumMismatch, ClosedFile, FileExists, FileNotFound, LayoutMismatch, NoAccess,
@@ -57,82 +61,105 @@ include "dataset.pxi"
 # The collective operations
 # -----------------------------------------------------------------------------
 
-cdef object blame(Handle handle, error, name):
-    """Say which file and dataset an error is about."""
+cdef object about(Handle handle, error, name):
+    """The error, which says which file and dataset it is about if it is one of localckpt's."""
     if isinstance(error, StorageError):
         error.file, error.dataset = handle.path, name
     return error
 
 
-cdef tuple prepare(Handle handle, str what, object name, object n, long long bs, object kind, object error):
-    """Local checks, then everybody's sizes, or the error that any rank has. Collective."""
+cdef tuple prepare(Handle handle, tuple what, object name, object n, long long bs, object dtype, int ndim,
+                   const void* data, object error):
+    """Local checks, then everybody's sizes and the checksum of data, or the error that any rank has. Collective."""
+    nbytes = 0
     if error is None:
         try:
-            if handle.diverted:
-                raise TransferError("an earlier transfer failed")
-            if what == "write" and handle.mode == "r":
+            if what[0] == "write" and handle.mode == "r":
                 raise NoAccess("the file is open for reading only", errno=_errno.EACCES)
             encode(name)
-            h5type(kind)
+            h5type(dtype)
             if n % bs:
                 raise LayoutMismatch(f"{n} entries are not whole blocks of {bs}")
+            if ndim + (dtype.kind == "c") > MAXDIM:
+                raise LayoutMismatch(f"HDF5 stores arrays of {MAXDIM - (dtype.kind == 'c')} dimensions at most, "
+                                     f"not of {ndim}")
+            if data != NULL:
+                nbytes = n * dtype.itemsize
         except Exception as exc:
             error = exc
-    sizes = handle.begin((what, name, bs, str(kind)), n, blame(handle, error, name))
+    sizes, checksum = handle.exchange((what, name, bs, str(dtype)), n, nbytes, data, about(handle, error, name))
     if sum(sizes) > PETSCINT_MAX:
         raise LayoutMismatch(f"{sum(sizes)} entries are more than this PETSc's integers count: "
                              "configure PETSc with 64-bit indices", handle.path, name)
-    return sizes
+    return sizes, checksum
 
 
-cdef bint check_old(Handle handle, bytes path, tuple shape, object dtype, bint chunked) except -1:
-    """Whether there is such a dataset; only one of the same shape, type and storage is written over."""
+cdef object stored_as(Handle handle, bytes path, tuple shape, object dtype):
+    """How there is such a dataset, "chunked" or "contiguous", or None. Not collective.
+
+    Only one of the same shape and type is written over.
+    """
     cdef Dataset old
-    if exists(handle.id, path):
-        old = Dataset()
-        old.open(handle, path)
-        stored = old.shape()[:-1] if old.is_complex else old.shape()
-        if stored != shape:
-            raise LayoutMismatch(f"a dataset of shape {stored} has this name; {shape} does not replace it")
-        if (not CHKH5(H5Tequal(old.type, h5type(dtype))) or old.chunked() != chunked
-                or old.is_complex != (dtype.kind == "c")):
-            raise LayoutMismatch("a dataset of other numbers has this name")
-        return True
-    return False
+    if not exists(handle.id, path):
+        return None
+    old = Dataset()
+    old.open(handle, path)
+    stored = old.shape()[:-1] if old.is_complex else old.shape()
+    if stored != shape:
+        raise LayoutMismatch(f"a dataset of shape {stored} has this name; {shape} does not replace it")
+    if not CHKH5(H5Tequal(old.type, h5type(dtype))) or old.is_complex != (dtype.kind == "c"):
+        raise LayoutMismatch("a dataset of other numbers has this name")
+    return "chunked" if old.chunked() else "contiguous"
 
 
-cdef Dataset contiguous(Handle handle, bytes path, tuple shape, object dtype, bint zeros=False):
-    """A new dataset at its final place in the file, its disk space reserved. Collective."""
+cdef Dataset create(Handle handle, bytes path, tuple shape, object dtype):
+    """A new dataset at its final place in the file, of which nothing is written. Collective."""
     cdef Dataset dataset = Dataset()
     cdef hsize_t dims[MAXDIM]
     cdef hid_t properties
-    cdef int64_t nbytes = dtype.itemsize
-    for i, dim in enumerate(shape):
-        dims[i] = dim
-        nbytes *= dim
     if dtype.kind == "c":
         shape += (2,)
-        dims[len(shape) - 1] = 2
+    if len(shape) > MAXDIM:
+        raise LayoutMismatch(f"HDF5 stores arrays of {MAXDIM} dimensions at most, not of {len(shape)}")
+    for i, dim in enumerate(shape):
+        dims[i] = dim
+    type = h5type(dtype)
     properties = CHKH5(H5Pcreate(H5P_DATASET_CREATE))
     try:
         CHKH5(H5Pset_layout(properties, H5D_CONTIGUOUS))
         CHKH5(H5Pset_alloc_time(properties, H5D_ALLOC_TIME_EARLY))
-        if not zeros:
-            CHKH5(H5Pset_fill_time(properties, H5D_FILL_TIME_NEVER))  # nothing is written until somebody does
+        CHKH5(H5Pset_fill_time(properties, H5D_FILL_TIME_NEVER))  # nothing is written until somebody does
         dataset.space = CHKH5(H5Screate_simple(len(shape), dims, NULL))
-        dataset.id = CHKH5(H5Dcreate2(handle.id, path, h5type(dtype), dataset.space, H5P_DEFAULT, properties,
-                                      H5P_DEFAULT))
+        dataset.id = CHKH5(H5Dcreate2(handle.id, path, type, dataset.space, H5P_DEFAULT, properties, H5P_DEFAULT))
     finally:
         H5Pclose(properties)
-    try:
-        if nbytes:
-            handle.reserve(H5Dget_offset(dataset.id), nbytes)
-    except StorageError:
-        H5Ldelete(handle.id, path, H5P_DEFAULT)
-        raise
     if dtype.kind == "c":
         dataset.mark(b"complex", 1, H5T_NATIVE_INT32)  # PETSc's own mark
     return dataset
+
+
+cdef int create_reserved(Handle handle, object name, list wanted) except -1:
+    """New datasets (path, shape, dtype) and their disk space: all of them, or none and an error. Collective."""
+    cdef Dataset dataset
+    cdef list made = []
+    error = None
+    try:
+        for path, shape, dtype in wanted:
+            dataset = create(handle, path, shape, dtype)
+            made.append((path, H5Dget_offset(dataset.id), dtype.itemsize * prod(shape)))
+        for path, offset, nbytes in made:
+            if nbytes:
+                handle.reserve(offset, nbytes)
+    except Exception as exc:
+        error = about(handle, handle.failure(exc, "reserving disk space"), name)
+    try:
+        handle.raise_everywhere(error)
+    except BaseException:
+        dataset = None
+        for path, _, _ in made:
+            H5Ldelete(handle.id, path, H5P_DEFAULT)
+        raise
+    return 0
 
 
 cdef int check_fit(Handle handle, Dataset dataset, tuple sizes, object dtype, object timestep) except -1:
@@ -171,146 +198,147 @@ cdef int check_fit(Handle handle, Dataset dataset, tuple sizes, object dtype, ob
     return 0
 
 
-cdef int write_scalars(Handle handle, object name, const void* data, long long n, long long bs, object error) except -1:
+cdef int write_entries(Handle handle, object name, const void* data, object n, long long row, tuple rows,
+                       object dtype, object error) except -1:
+    """Store n entries of this rank's at data, in rows of so many, of this shape. Collective."""
     cdef Dataset dataset
-    cdef PetscVec v = NULL
-    cdef PetscErrorCode ierr = 0
     cdef bytes path
-    cdef const char* link
     log_begin(SAVE)
     try:
-        sizes = prepare(handle, "write", name, n, bs, SCALAR, error)
-        checksum = handle.checksum(data, n * sizeof(PetscScalar))
-        error = None
+        sizes, checksum = prepare(handle, ("write", rows), name, n, row, dtype, 1 + len(rows), data, error)
+        error = storage = None
         try:
             path = encode(name)
-            link = path
-            if not check_old(handle, path, (sum(sizes) // bs,) + (() if bs == 1 else (bs,)), SCALAR, True):
-                handle.reserve(-1, sum(sizes) * sizeof(PetscScalar))
-            with nogil:
-                CHKERR(VecCreateMPIWithArray(handle.comm, <PetscInt> bs, <PetscInt> n, PETSC_DECIDE,
-                                             <const PetscScalar*> data, &v))
-                CHKERR(PetscObjectSetName(<PetscObject> v, link))
-                ierr = VecView(v, handle.viewer)
-                VecDestroy(&v)
-                CHKERR(ierr)
+            shape = (sum(sizes) // row, *rows)
+            storage = stored_as(handle, path, shape, dtype)
         except Exception as exc:
-            error = blame(handle, exc, name)
-            # VecView ends in a collective flush, where the others wait for a rank whose own
-            # transfer failed: one in which it cannot fail again.
-            if handle.size > 1 and "H5Dwrite" in str(exc):
-                handle.divert()
-                with nogil:
-                    H5Fflush(handle.id, H5F_SCOPE_GLOBAL)
-        handle.settle(error)  # before metadata change on some ranks only
+            error = about(handle, exc, name)
+        handle.raise_everywhere(error)  # before metadata change on some ranks only
+        by_petsc = handle.size == 1 and dtype == SCALAR and storage != "contiguous" and len(rows) < 2
+        if storage is None and not by_petsc:
+            create_reserved(handle, name, [(path, shape, dtype)])
         try:
+            if by_petsc:
+                if storage is None:
+                    handle.reserve(-1, n * dtype.itemsize)
+                view_vec(handle, path, data, n, row)
             dataset = Dataset()
             dataset.open(handle, path)
             dataset.mark(LAYOUT, layout_number(handle, sizes), H5T_NATIVE_INT32)
             dataset.mark(CHECKSUM, checksum, H5T_NATIVE_INT64)
+            if not by_petsc:
+                dataset.move(h5type(dtype), handle.dxpl, <void*> data, sum(sizes[:handle.rank]), n, True)
         except Exception as exc:
-            error = blame(handle, exc, name)
-        handle.settle(error)
+            error = about(handle, handle.failure(exc, "writing"), name)
+        handle.raise_everywhere(error)
     finally:
-        log_end(SAVE, n * sizeof(PetscScalar))
+        log_end(SAVE, n * dtype.itemsize if error is None else 0)
     return 0
 
 
-cdef int write_entries(Handle handle, object name, object array, long long row, object error) except -1:
-    """Numbers other than PetscScalar: a dataset of our own making."""
-    cdef Dataset dataset
-    cdef bytes path
-    cdef long long data = array.ctypes.data
-    log_begin(SAVE)
-    try:
-        sizes = prepare(handle, "write", name, array.size, row, array.dtype, error)
-        checksum = handle.checksum(<void*> data, array.nbytes)
-        error = None
-        try:
-            path = encode(name)
-            shape = (sum(sizes) // row,) + array.shape[1:]
-            if not check_old(handle, path, shape, array.dtype, False):
-                contiguous(handle, path, shape, array.dtype)
-            dataset = Dataset()
-            dataset.open(handle, path)
-            dataset.mark(LAYOUT, layout_number(handle, sizes), H5T_NATIVE_INT32)
-            dataset.mark(CHECKSUM, checksum, H5T_NATIVE_INT64)
-            dataset.move(h5type(array.dtype), handle.dxpl, <void*> data, sum(sizes[:handle.rank]), array.size, True)
-        except Exception as exc:
-            error = blame(handle, exc, name)
-        handle.settle(error)
-    finally:
-        log_end(SAVE, array.nbytes)
+cdef int view_vec(Handle handle, const char* link, const void* data, PetscInt n, PetscInt bs) except -1:
+    """Have PETSc write a Vec. Only to a file of one rank.
+
+    VecView ends in a collective flush, to which a rank whose own transfer has failed does not come:
+    on several ranks the others would wait for it there.
+    """
+    cdef PetscVec v = NULL
+    cdef PetscErrorCode status
+    with nogil:
+        CHKERR(VecCreateMPIWithArray(handle.comm, bs, n, PETSC_DECIDE, <const PetscScalar*> data, &v))
+        status = PetscObjectSetName(<PetscObject> v, link)
+        if status == 0:
+            status = VecView(v, handle.viewer)
+        VecDestroy(&v)
+        CHKERR(status)
     return 0
 
 
 cdef tuple create_rows(Handle handle, object name, int rows, long long limit, object room, object array,
                        bint checksums):
-    cdef Dataset dataset, table
-    sizes = prepare(handle, "write", name, array.size, 1, array.dtype, None)
+    cdef Dataset dataset, table = Dataset()
+    sizes, _ = prepare(handle, ("write", rows, limit, room, checksums), name, array.size, 1, array.dtype, 1, NULL, None)
     stride = sum(sizes) * array.itemsize
     rows = max(1, min(rows, int(min(limit, room)) // max(1, stride)))
     if stride > room:
         raise TransferError(f"{os.strerror(_errno.EDQUOT)}: {room:.0f} bytes left of the limit, {stride} needed",
                             handle.path, name, errno=_errno.EDQUOT)
+    path = encode(name)
+    wanted = [(path, (rows, sum(sizes)), array.dtype)]
     error = None
-    try:
-        if checksums:
-            make_group(handle, CHECKSUMS)
-            beside = CHECKSUMS + b"/" + encode(name)
-            table = contiguous(handle, beside, (rows, handle.size), np.dtype(np.int64), True)
+    if checksums:  # a table that nobody has written to reads as zeros
+        wanted.append((CHECKSUMS + b"/" + path, (rows, handle.size), np.dtype(np.int64)))
         try:
-            dataset = contiguous(handle, encode(name), (rows, sum(sizes)), array.dtype)
-        except StorageError:
-            if checksums:
-                H5Ldelete(handle.id, beside, H5P_DEFAULT)
-            raise
+            make_group(handle, CHECKSUMS)
+        except Exception as exc:
+            error = about(handle, exc, name)
+        handle.raise_everywhere(error)
+    create_reserved(handle, name, wanted)
+    try:
+        dataset = Dataset()
+        dataset.open(handle, path)
         dataset.mark(b"timestepping", 1, H5T_NATIVE_INT32)  # PETSc's own mark: VecLoad finds its way
         dataset.mark(ROW_CHECKSUMS, checksums, H5T_NATIVE_INT32)
         dataset.mark(LAYOUT, layout_number(handle, sizes), H5T_NATIVE_INT32)
+        if checksums:
+            table.open(handle, wanted[1][0])
     except Exception as exc:
-        error = blame(handle, exc, name)
-    handle.settle(error)
+        error = about(handle, exc, name)
+    handle.raise_everywhere(error)
     first = H5Dget_offset(dataset.id) + sum(sizes[:handle.rank]) * array.itemsize if stride else 0
     return first, stride, rows, H5Dget_offset(table.id) + 8 * handle.rank if checksums else None
 
 
-cdef int read_entries(Handle handle, object name, void* data, long long n, object dtype, object error,
+cdef int read_entries(Handle handle, object name, void* data, object n, object dtype, object error,
                       object timestep) except -1:
     cdef Dataset dataset = Dataset()
     cdef Dataset table = Dataset()
-    cdef hid_t type
-    cdef long long first, step
+    cdef hid_t type = -1
+    cdef long long first = 0, step = -1, count = 0
     cdef int64_t stored = -1
+    cdef uint64_t found = 0
+    cdef bint verified = False
     cdef bytes path
     log_begin(LOAD)
     try:
-        sizes = prepare(handle, "read" if timestep is None else f"read {timestep}", name, n, 1, dtype, error)
+        sizes, _ = prepare(handle, ("read", timestep), name, n, 1, dtype, 0, NULL, error)
         error = None
         try:
             path = find(handle, name)
             dataset.open(handle, path)
-            check_fit(handle, dataset, sizes, np.dtype(dtype), timestep)
+            check_fit(handle, dataset, sizes, dtype, timestep)
             type = h5type(dtype)
-            first = sum(sizes[:handle.rank])
+            first, count = sum(sizes[:handle.rank]), n
             step = -1 if timestep is None else timestep
-            with nogil:
-                dataset.move(type, handle.dxpl, data, first, n, False, step)
-            if step >= 0 and n and dataset.attribute(ROW_CHECKSUMS, 0):
-                table.open(handle, CHECKSUMS + b"/" + path)
-                table.move(H5T_NATIVE_INT64, H5P_DEFAULT, &stored, handle.rank, 1, False, step)
-                if stored != digest(data, n * dtype.itemsize, 0):
-                    raise ChecksumMismatch(f"what was read of timestep {step} is not what was stored" if stored else
-                                           f"nothing was stored as timestep {step}", rank=handle.rank)
+            # Bytes that HDF5 converts, and those that others stored, are not comparable.
+            verified = dataset.checksum >= 0 and H5Tequal(dataset.type, type) > 0
         except Exception as exc:
-            error = blame(handle, exc, name)
-        handle.settle(error)
-        # Bytes that HDF5 converts, and those that others stored, are not comparable.
-        if (dataset.checksum >= 0 and H5Tequal(dataset.type, type) > 0
-                and handle.checksum(data, n * dtype.itemsize) != dataset.checksum):
-            raise ChecksumMismatch("what was read is not what was stored", handle.path, name)
+            error = about(handle, exc, name)
+        if handle.dxpl != H5P_DEFAULT:  # the transfer is collective
+            handle.raise_everywhere(error)
+        try:
+            if error is None:
+                with nogil:
+                    dataset.move(type, handle.dxpl, data, first, count, False, step)
+                if verified:
+                    found = digest(data, n * dtype.itemsize, handle.rank)
+                if step >= 0 and count and dataset.attribute(ROW_CHECKSUMS, 0):
+                    table.open(handle, CHECKSUMS + b"/" + path)
+                    table.move(H5T_NATIVE_INT64, H5P_DEFAULT, &stored, handle.rank, 1, False, step)
+                    if stored != digest(data, n * dtype.itemsize, 0):
+                        raise ChecksumMismatch(f"what was read of timestep {step} is not what was stored" if stored else
+                                               f"nothing was stored as timestep {step}", rank=handle.rank)
+        except Exception as exc:
+            error = about(handle, exc, name)
+        handle.raise_everywhere(error)
+        if verified:
+            if handle.size > 1:
+                with nogil:
+                    CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &found, 1, mpi.MPI_UINT64_T, mpi.MPI_SUM, handle.comm))
+            if <int64_t> (found & INT64_MAX) != dataset.checksum:
+                raise ChecksumMismatch("what was read is not what was stored", handle.path, name)
     finally:
-        log_end(LOAD, n * dtype.itemsize)
+        log_end(LOAD, count * dtype.itemsize)
     return 0
 
 
@@ -385,6 +413,11 @@ cdef class VecFile:
     petsc.PetscViewerHDF5Open
     """
 
+    cdef readonly object comm
+    cdef readonly str path
+    cdef readonly str mode
+    cdef object _handle
+
     @cython.embedsignature(False)  # Cython's own has the star in the wrong place
     def __init__(self, comm, path, mode="r", *, collective=None):
         if isinstance(comm, PETSc.Comm):
@@ -395,20 +428,6 @@ cdef class VecFile:
         self.comm = comm
         self.path = (<Handle> self._handle).path
         self.mode = mode
-
-    cdef int write_scalars(self, object name, const void* data, long long n, long long bs) except -1:
-        cdef Handle handle = enter(self)
-        try:
-            return write_scalars(handle, name, data, n, bs, None)
-        finally:
-            end_capture()
-
-    cdef int read_scalars(self, object name, void* data, long long n) except -1:
-        cdef Handle handle = enter(self)
-        try:
-            return read_entries(handle, name, data, n, SCALAR, None, None)
-        finally:
-            end_capture()
 
     # ------------------------------------------------------------------ writing
 
@@ -436,6 +455,7 @@ cdef class VecFile:
         cdef PetscVec v = NULL
         cdef PetscInt n = 0, bs = 1
         cdef const PetscScalar* data = NULL
+        cdef bint held = False  # of no entries the array is NULL, and yet has to be given back
         cdef Handle handle = enter(self)
         error = None
         try:
@@ -444,12 +464,13 @@ cdef class VecFile:
                 CHKERR(VecGetLocalSize(v, &n))
                 CHKERR(VecGetBlockSize(v, &bs))
                 CHKERR(VecGetArrayRead(v, &data))
+                held = True
             except Exception as exc:
                 error = exc
             try:
-                write_scalars(handle, name, data, n, bs, error)
+                write_entries(handle, name, data, n, bs, () if bs == 1 else (bs,), SCALAR, error)
             finally:
-                if data != NULL:
+                if held:
                     VecRestoreArrayRead(v, &data)
         finally:
             end_capture()
@@ -473,21 +494,21 @@ cdef class VecFile:
             On every rank of the file's communicator.
         """
         cdef long long row = 1
-        cdef long long data
+        cdef long long data = 0
         cdef Handle handle = enter(self)
         error = None
+        n, rows, dtype = 0, (), SCALAR
         try:
             try:
                 array = np.ascontiguousarray(array)
                 row = max(1, int(np.prod(array.shape[1:], dtype=np.int64)))
                 h5type(array.dtype)
+                n, rows, dtype, data = array.size, array.shape[1:], array.dtype, array.ctypes.data
+                if dtype == SCALAR:  # a Vec has one block size
+                    rows = () if row == 1 else (row,)
             except Exception as exc:
-                error, array = exc, np.empty(0, SCALAR)
-            if array.dtype == SCALAR:
-                data = array.ctypes.data
-                write_scalars(handle, name, <const void*> data, array.size, row, error)
-            else:
-                write_entries(handle, name, array, row, error)
+                error = exc
+            write_entries(handle, name, <const void*> data, n, row, rows, dtype, error)
         finally:
             end_capture()
 
@@ -519,6 +540,7 @@ cdef class VecFile:
         cdef PetscVec v = NULL
         cdef PetscInt n = 0
         cdef PetscScalar* data = NULL
+        cdef bint held = False  # see write()
         cdef Handle handle = enter(self)
         error = None
         try:
@@ -526,12 +548,13 @@ cdef class VecFile:
                 v = vec_of(vec)
                 CHKERR(VecGetLocalSize(v, &n))
                 CHKERR(VecGetArrayWrite(v, &data))
+                held = True
             except Exception as exc:
                 error = exc
             try:
                 read_entries(handle, name, data, n, SCALAR, error, timestep)
             finally:
-                if data != NULL:
+                if held:
                     VecRestoreArrayWrite(v, &data)
         finally:
             end_capture()
@@ -557,15 +580,16 @@ cdef class VecFile:
         cdef long long data = 0
         cdef Handle handle = enter(self)
         error = None
+        n, dtype = 0, SCALAR
         try:
             try:
                 if not (array.flags.c_contiguous and array.flags.writeable):
                     raise LayoutMismatch("the array to fill is not C-contiguous and writeable")
-                data = array.ctypes.data
                 h5type(array.dtype)
+                n, dtype, data = array.size, array.dtype, array.ctypes.data
             except Exception as exc:
-                error, array = exc, np.empty(0, SCALAR)
-            read_entries(handle, name, <void*> data, array.size, array.dtype, error, timestep)
+                error = exc
+            read_entries(handle, name, <void*> data, n, dtype, error, timestep)
         finally:
             end_capture()
 
@@ -626,7 +650,7 @@ cdef class VecFile:
             CHKH5(H5Lvisit(handle.id, H5_INDEX_NAME, H5_ITER_NATIVE, <H5L_iterate_t> add_link, <void*> links))
             return sorted([decode(link) for link in links if is_dataset(handle, link)])
         except StorageError as exc:
-            raise blame(handle, exc, None)
+            raise about(handle, exc, None)
         finally:
             end_capture()
 
@@ -638,7 +662,7 @@ cdef class VecFile:
         except UnknownDataset:
             return False
         except StorageError as exc:
-            raise blame(handle, exc, name)
+            raise about(handle, exc, name)
         finally:
             end_capture()
 
@@ -660,7 +684,7 @@ cdef class VecFile:
         try:
             return stored_sizes(handle, name)
         except StorageError as exc:
-            raise blame(handle, exc, name)
+            raise about(handle, exc, name)
         finally:
             end_capture()
 
@@ -681,26 +705,26 @@ cdef class VecFile:
                 with nogil:
                     CHKH5(H5Fflush(handle.id, H5F_SCOPE_GLOBAL))
             except StorageError as exc:
-                error = blame(handle, exc, None)
-            handle.settle(error)
+                error = about(handle, exc, None)
+            handle.raise_everywhere(error)
         finally:
             end_capture()
 
-    def agree(self, flags):
+    def agree(self, bytearray flags not None):
         """Keep those of `flags` that every rank has set. Collective on the file's communicator.
 
         Parameters
         ----------
-        flags : numpy.ndarray of uint8
+        flags : bytearray
             0 or 1 each, changed in place; as many on every rank.
         """
-        cdef unsigned char[::1] bits = flags
-        cdef int n = <int> bits.shape[0]
+        cdef char* bits = PyByteArray_AS_STRING(flags)
+        cdef int n = <int> len(flags)
         cdef Handle handle = enter(self)
         try:
             if handle.size > 1 and n:
                 with nogil:
-                    CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &bits[0], n, mpi.MPI_UNSIGNED_CHAR,
+                    CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, bits, n, mpi.MPI_UNSIGNED_CHAR,
                                              mpi.MPI_MIN, handle.comm))
         finally:
             end_capture()

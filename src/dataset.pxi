@@ -160,7 +160,7 @@ cdef class Dataset:
         return 0
 
     cdef bint chunked(self) except -1:
-        """Whether it is stored as VecView does it, who writes over no other."""
+        """Whether it is stored as VecView stores, which writes over no other."""
         cdef hid_t properties = CHKH5(H5Dget_create_plist(self.id))
         cdef int layout = H5Pget_layout(properties)
         H5Pclose(properties)
@@ -207,9 +207,12 @@ cdef bint is_dataset(Handle handle, bytes path) except -1:
 
 cdef bytes find(Handle handle, object name):
     """Where name is: under its encoded name, or at that path in a file of PETSc's."""
-    for path in (encode(name), name.encode(errors="surrogateescape")):
-        if is_dataset(handle, path):
-            return path
+    path = encode(name)
+    if is_dataset(handle, path):
+        return path
+    path = name.encode(errors="surrogateescape")
+    if decode(path) == name and is_dataset(handle, path):  # "a%2Fb" is how "a/b" is encoded
+        return path
     raise UnknownDataset("no such dataset")
 
 
@@ -241,6 +244,7 @@ cdef int layout_number(Handle handle, tuple sizes) except -1:
     cdef Dataset table
     cdef hid_t space
     cdef hsize_t n = len(sizes)
+    cdef int64_t checksum
     cdef int64_t[::1] values
     if sizes in handle.layouts:
         return handle.layouts[sizes]
@@ -250,6 +254,8 @@ cdef int layout_number(Handle handle, tuple sizes) except -1:
         if layout_sizes(handle, number) == sizes:
             return number
         number += 1
+    values = np.array(sizes, dtype=np.int64)
+    checksum = digest(&values[0], 8 * n, 0)
     table = Dataset()
     space = CHKH5(H5Screate_simple(1, &n, NULL))
     try:
@@ -257,8 +263,7 @@ cdef int layout_number(Handle handle, tuple sizes) except -1:
                                     H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT))
     finally:
         H5Sclose(space)
-    values = np.array(sizes, dtype=np.int64)
-    table.mark(CHECKSUM, digest(&values[0], 8 * n, 0), H5T_NATIVE_INT64)
+    table.mark(CHECKSUM, checksum, H5T_NATIVE_INT64)
     if handle.rank == 0:
         CHKH5(H5Dwrite(table.id, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, &values[0]))
     handle.layouts[sizes] = number

@@ -11,6 +11,9 @@ cdef bytes EMPTY_FILE = (
     + b"\x0a\x02\0\x01\0\0" + b"\0\x58\0\0" + bytes(88) + b"\xc5\xb9\xc8\xac").ljust(2048, b"\0")
 
 
+cdef int nowhere = -1  # a descriptor of this process whose file nobody will ever read
+
+
 cdef class Handle:
     """PETSc's viewer, its HDF5 id and PETSc's own duplicate of the communicator.
 
@@ -23,8 +26,9 @@ cdef class Handle:
     cdef PetscViewer viewer
     cdef hid_t id, dxpl
     cdef int dropped
-    cdef bint diverted
+    cdef int64_t* table     # three numbers of each rank, see exchange()
     cdef object descriptor  # a plain one
+    cdef object identity    # of the file that it is of: device, inode
     cdef object mpiio       # the numbers of those that MPI-IO has for this viewer
     cdef int64_t end        # of what is known to be allocated
     cdef readonly str path, mode
@@ -34,72 +38,55 @@ cdef class Handle:
 
     def __cinit__(self):
         self.viewer = NULL
+        self.table = NULL
         self.dxpl = H5P_DEFAULT
         self.layouts = {}
         self.damaged = {}
         self.why = "the file is closed"
 
-    cdef settle(self, error):
+    def __dealloc__(self):
+        free(self.table)
+
+    cdef int raise_everywhere(self, error) except -1:
         """Raise the error of the lowest failing rank on every rank. Collective."""
-        cdef int first = self.size if error is None else self.rank
-        cdef int n = 0
-        cdef char* buffer
-        if self.size == 1:
-            if error is not None:
-                raise error
-            return
-        with nogil:
-            CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &first, 1, mpi.MPI_INT, mpi.MPI_MIN, self.comm))
-        if first == self.size:
-            return
-        payload = b""
-        if first == self.rank:
-            if isinstance(error, StorageError) and error.rank is None:
-                error.rank = self.rank
-            payload = pickle.dumps(error)
-        n = len(payload)
-        with nogil:
-            CHKMPI(mpi.MPI_Bcast(&n, 1, mpi.MPI_INT, first, self.comm))
-        payload = payload or bytes(n)
-        buffer = payload
-        with nogil:
-            CHKMPI(mpi.MPI_Bcast(buffer, n, mpi.MPI_CHAR, first, self.comm))
-        raise pickle.loads(payload)
+        return raise_on_all(self.comm, error)
 
-    cdef tuple begin(self, object call, long long n, object error):
-        """Everybody's number of entries, or anybody's error. Collective."""
-        sizes = self.exchange(n if error is None else -1, call)
-        if min(sizes) < 0:
-            self.settle(error)
-        return sizes
+    cdef tuple exchange(self, object call, object n, object nbytes, const void* data, object error):
+        """Everybody's number of entries, and a checksum of all ranks' bytes. Collective.
 
-    cdef tuple exchange(self, long long n, object call):
-        """Everybody's number of entries, once all ranks make the same call. Collective."""
-        cdef int64_t mine[2]
-        cdef int64_t[:, ::1] all
-        if self.size == 1:
-            return (n,)
-        mine = [n, crc32(repr(call).encode(errors="surrogateescape"))]
-        all = np.empty((self.size, 2), dtype=np.int64)
-        with nogil:
-            CHKMPI(mpi.MPI_Allgather(mine, 2, mpi.MPI_INT64_T, &all[0, 0], 2, mpi.MPI_INT64_T, self.comm))
-        sizes, calls = np.asarray(all).T.tolist()
-        if min(sizes) >= 0 and len(set(calls)) > 1:
-            raise LayoutMismatch(f"not all ranks make the same call; rank 0 and rank "
-                                 f"{[c == calls[0] for c in calls].index(False)} differ",
-                                 self.path if self.viewer != NULL else None)
-        return tuple(sizes)
-
-    cdef int64_t checksum(self, const void* data, long long nbytes) except -1:
-        """One number for all ranks' bytes. Collective."""
-        cdef uint64_t total = digest(data, nbytes, self.rank)
+        Once all ranks make the same call, and none of them has an error: or every rank raises it.
+        """
+        cdef int i, other = 0
+        cdef bint failed = False
+        cdef uint64_t total = 0
+        cdef int64_t* mine = &self.table[3 * self.rank]
+        if error is None:
+            try:
+                mine[0] = n
+                mine[1] = crc32(repr(call).encode(errors="surrogateescape"))
+                mine[2] = <int64_t> digest(data, nbytes, self.rank)
+            except Exception as exc:
+                error = exc
+        if error is not None:
+            mine[0] = -1
         if self.size > 1:
             with nogil:
-                CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &total, 1, mpi.MPI_UINT64_T, mpi.MPI_SUM, self.comm))
-        return total & INT64_MAX
+                CHKMPI(mpi.MPI_Allgather(mpi.MPI_IN_PLACE, 0, mpi.MPI_DATATYPE_NULL, self.table, 3, mpi.MPI_INT64_T,
+                                         self.comm))
+        for i in range(self.size):
+            failed |= self.table[3 * i] < 0
+            if self.table[3 * i + 1] != self.table[1] and not other:
+                other = i
+            total += <uint64_t> self.table[3 * i + 2]
+        if failed:
+            self.raise_everywhere(error)
+        if other:
+            raise LayoutMismatch(f"not all ranks make the same call; rank 0 and rank {other} differ",
+                                 self.path if self.viewer != NULL else None)
+        return tuple([self.table[3 * i] for i in range(self.size)]), total & INT64_MAX
 
     cdef int reserve(self, int64_t start, int64_t nbytes) except -1:
-        """Take the disk space for what comes next, and for HDF5's own needs. Collective.
+        """Take the disk space for what comes next, and for HDF5's own needs. Not collective: rank 0 does it.
 
         A full disk is found here. Found in MPI-IO it would leave a file that HDF5 can
         neither flush nor close.  Where the filesystem cannot reserve, it is found there.
@@ -112,82 +99,97 @@ cdef class Handle:
         """
         cdef int number = 0
         cdef int status, fd
-        error = None
-        if self.rank == 0:
-            fd = self.descriptor.fileno()
-            if start < 0:  # VecView's flush has made the file as long as HDF5 thinks it is
-                start = max(os.fstat(fd).st_size, self.end)
-            longest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]  # which not all filesystems look at here
-            with nogil:
-                while True:
-                    status = fallocate(fd, FALLOC_FL_KEEP_SIZE, <off_t> start, <off_t> (nbytes + SLACK))
-                    number = errno if status else 0
-                    if number != EINTR:
-                        break
-            if 0 <= longest < start + nbytes + SLACK:
-                number = EFBIG
-            if number in (0, EOPNOTSUPP, ENOSYS):
-                self.end = max(self.end, start + nbytes)
-            else:
-                error = TransferError(f"{os.strerror(number)}, reserving {nbytes + SLACK} bytes",
-                                      self.path, errno=number)
-        self.settle(error)
+        if self.rank > 0:
+            return 0
+        fd = self.descriptor.fileno()
+        if start < 0:  # VecView's flush has made the file as long as HDF5 thinks it is
+            start = max(os.fstat(fd).st_size, self.end)
+        longest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]  # which not all filesystems look at here
+        with nogil:
+            while True:
+                status = fallocate(fd, FALLOC_FL_KEEP_SIZE, <off_t> start, <off_t> (nbytes + SLACK))
+                number = errno if status else 0
+                if number != EINTR:
+                    break
+        if 0 <= longest < start + nbytes + SLACK:
+            number = EFBIG
+        if number not in (0, EOPNOTSUPP, ENOSYS):
+            raise TransferError(f"{os.strerror(number)}, reserving {nbytes + SLACK} bytes", self.path, errno=number)
+        self.end = max(self.end, start + nbytes)
         return 0
 
     cdef int divert(self) except -1:
-        """Let what MPI-IO still writes to this file go nowhere, if descriptors are left. Not collective.
+        """Let what MPI-IO still writes to this file go nowhere. Not collective.
 
         HDF5 writes its metadata when it closes a file; where it cannot, it keeps the id of what
         it has freed, and crashes on it at exit.
         """
-        self.diverted = True
-        with suppress(OSError):
-            nowhere = os.memfd_create("nowhere")
-            for number in self.mpiio:
-                os.dup2(nowhere, number, inheritable=False)
-            os.close(nowhere)
+        for number in self.mpiio:
+            try:
+                stat = os.fstat(number)
+                ours = (stat.st_dev, stat.st_ino) == self.identity
+            except OSError as exc:
+                ours = exc.errno != _errno.EBADF  # it is open, and its file out of reach
+            if ours:
+                with suppress(OSError):  # the limit of descriptors is below this number by now
+                    os.dup2(nowhere, number, inheritable=False)
         return 0
 
     cdef int close(self) except -1:
         """Give everything back. Collective where there are several ranks."""
         cdef PetscViewer viewer
         cdef hid_t dxpl = self.dxpl
+        cdef int diverted = 0
         error = None
         begin_capture()
         try:
-            if self.viewer == NULL or self.diverted and self.size > 1:
-                return 0  # see _close_all
+            if self.viewer == NULL:
+                return 0
             viewer = self.viewer
             self.viewer = NULL
             files.remove(self)
             try:
-                if self.mode == "r":
-                    pass
-                elif os.fstat(self.descriptor.fileno()).st_nlink == 0:
-                    self.divert()  # nobody can open it again: its metadata need not be written
-                else:
+                # Where nobody can open it again its metadata need not be written.
+                diverted = self.mode != "r" and os.fstat(self.descriptor.fileno()).st_nlink == 0
+            except Exception as exc:
+                error, diverted = self.failure(exc), 1
+            if self.size > 1:  # flushing is collective
+                with nogil:
+                    CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &diverted, 1, mpi.MPI_INT, mpi.MPI_MAX, self.comm))
+            try:
+                if not diverted and self.mode != "r":
                     with nogil:
                         CHKH5(H5Fflush(self.id, H5F_SCOPE_GLOBAL))
             except StorageError as exc:
-                exc.file = self.path
-                error = exc
-                self.divert()
+                error, diverted = self.failure(exc), 1
             try:
+                if diverted:
+                    self.divert()
                 with nogil:
                     if dxpl != H5P_DEFAULT:
                         CHKH5(H5Pclose(dxpl))
                     CHKERR(PetscViewerDestroy(&viewer))
-            except StorageError as exc:
-                exc.file = self.path
-                error = error or exc
+            except Exception as exc:
+                error = error or self.failure(exc)
             self.descriptor = None
+            if diverted:
+                with suppress(OSError):
+                    os.ftruncate(nowhere, 0)
             try:
-                self.settle(error)
+                self.raise_everywhere(error)
             finally:
                 PetscCommDestroy(&self.comm)
         finally:
             end_capture()
         return 0
+
+    cdef object failure(self, error, doing="closing the file"):
+        """The same error as one of localckpt's that names the file."""
+        if isinstance(error, OSError) and not isinstance(error, StorageError):
+            return TransferError(f"{error.strerror}, {doing}", self.path, errno=error.errno)
+        if isinstance(error, StorageError):
+            error.file = error.file or self.path
+        return error
 
 
 # Every file that is open in this process, in the order of opening. Opening is collective,
@@ -195,22 +197,18 @@ cdef class Handle:
 files = []
 
 
-cdef reap(Handle new):
+cdef close_dropped(Handle new):
     """Close the files of new's communicator that every rank has dropped. Collective."""
-    cdef int n
-    cdef int[::1] dropped
+    cdef int dropped
     cdef Handle old
-    mine = [old for old in files if (<Handle> old).comm == new.comm and old is not new]
-    if not mine:
-        return
-    dropped = np.array([(<Handle> old).dropped for old in mine], dtype=np.intc)
-    n = len(mine)
-    if new.size > 1:
-        with nogil:
-            CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &dropped[0], n, mpi.MPI_INT, mpi.MPI_MIN, new.comm))
-    for i, old in enumerate(mine):
-        if dropped[i]:
-            old.close()
+    for old in files[:]:
+        if old.comm == new.comm and old is not new:
+            dropped = old.dropped
+            if new.size > 1:
+                with nogil:
+                    CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &dropped, 1, mpi.MPI_INT, mpi.MPI_MIN, new.comm))
+            if dropped:
+                old.close()
 
 
 @atexit.register
@@ -220,19 +218,11 @@ def _close_all():
     PetscFinalized(&gone)
     if gone or MPI.Is_finalized():
         return
-    for handle in list(files):
+    for handle in files[:]:
         try:
             handle.close()
-        except StorageError as exc:
+        except Exception as exc:
             warnings.warn(f"closing at exit: {exc}", ResourceWarning)
-    if files:
-        # One rank failed within a collective operation, and HDF5's ranks have lost step: closing
-        # the file, which MPI_Finalize has HDF5 do, would never end.
-        handle = files[0]
-        print(f"localckpt: all is done, but the job is aborted: HDF5 cannot close {handle.path!r}, "
-              "to which a rank could not write", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        mpi.MPI_Abort(handle.comm, 1)
 
 
 def _disown():
@@ -260,11 +250,12 @@ os.register_at_fork(after_in_child=_disown)
 
 cdef Handle open_handle(object comm, object path, object mode, object collective):
     """Open path, or raise the same exception on every rank of comm. Collective."""
+    global nowhere
     cdef Handle handle = Handle()
-    cdef bytes name
+    cdef bytes name = b""
     cdef const char* cname
     cdef PetscFileMode how
-    cdef int fresh
+    cdef bint fresh = False, made = False
     cdef PetscBool together
     if not isinstance(comm, Comm) or comm == MPI.COMM_NULL:
         raise ClosedFile("there is no communicator (freed, or COMM_NULL)", file=str(path))
@@ -274,6 +265,9 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
         CHKMPI(mpi.MPI_Comm_rank(handle.comm, &handle.rank))
         CHKMPI(mpi.MPI_Comm_size(handle.comm, &handle.size))
         try:
+            handle.table = <int64_t*> malloc(3 * handle.size * sizeof(int64_t))
+            if handle.table == NULL:
+                raise MemoryError()
             error = None
             try:
                 handle.path = os.fspath(path)
@@ -286,13 +280,26 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
                 if mode not in ("r", "w", "x", "a"):
                     raise ValueError(f"mode is 'r', 'w', 'x' or 'a', not {mode!r}")
                 handle.mode = mode
+                if nowhere < 0:
+                    nowhere = open_nowhere()
             except Exception as exc:
-                error = exc
-            handle.begin((name if error is None else b"", mode, bool(collective)), 0, error)
+                error = handle.failure(exc, "opening the file")
+            handle.exchange((name, mode, bool(collective)), 0, 0, NULL, error)
             cname = name
             together = PETSC_TRUE if collective else PETSC_FALSE
-            reap(handle)
-            fresh = agree_on_file(handle, mode)
+            close_dropped(handle)
+            for first in (True, False):  # rank 0 creates it, then the others look
+                error = None
+                try:
+                    if first == (handle.rank == 0):
+                        open_descriptor(handle)
+                        made = first and mode == "x"
+                        stat = os.fstat(handle.descriptor.fileno())
+                        handle.identity = stat.st_dev, stat.st_ino
+                        fresh = mode in ("w", "x") or mode == "a" and stat.st_size == 0
+                except Exception as exc:
+                    error = handle.failure(exc, "opening the file")
+                handle.raise_everywhere(error)
             how = FILE_MODE_READ if mode == "r" else FILE_MODE_APPEND
             error = None
             try:
@@ -302,12 +309,12 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
                     written = 0
                     while written < len(EMPTY_FILE):
                         written += os.pwrite(handle.descriptor.fileno(), EMPTY_FILE[written:], written)
-                others = open_numbers(handle.descriptor)
+                others = open_numbers(handle)
                 if handle.size > 1:
-                    spare(handle.descriptor)
-            except OSError as exc:
-                error = TransferError(f"{exc.strerror}, opening the file", handle.path, errno=exc.errno)
-            handle.settle(error)  # the others open it only then
+                    try_descriptors(handle)
+            except Exception as exc:
+                error = handle.failure(exc, "opening the file")
+            handle.raise_everywhere(error)  # the others open it only then
             try:
                 with nogil:
                     CHKERR(PetscViewerHDF5Open(handle.comm, cname, how, &handle.viewer))
@@ -321,18 +328,20 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
                     if together:
                         handle.dxpl = CHKH5(H5Pcreate(H5P_DATASET_XFER))
                         CHKH5(H5Pset_dxpl_mpio(handle.dxpl, H5FD_MPIO_COLLECTIVE))
-                handle.mpiio = open_numbers(handle.descriptor) - others
+                handle.mpiio = open_numbers(handle) - others
             except StorageError as exc:
                 # The path was there and could be opened, so what HDF5 objects to is its content.
-                error = (exc if fresh else NotHDF5(exc.cause))
-                error.file = handle.path
-            except OSError as exc:
-                error = TransferError(f"{exc.strerror}, opening the file", handle.path, errno=exc.errno)
-            handle.settle(error)
+                error = handle.failure(exc if fresh else NotHDF5(exc.cause))
+            except Exception as exc:
+                error = handle.failure(exc, "opening the file")
+            handle.raise_everywhere(error)
         except BaseException:
             if handle.viewer != NULL:
                 PetscViewerDestroy(&handle.viewer)
                 handle.viewer = NULL
+            if made:  # or the next try would find that there is such a file
+                with suppress(OSError):
+                    os.unlink(name)
             PetscCommDestroy(&handle.comm)
             raise
     finally:
@@ -341,54 +350,57 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
     return handle
 
 
-cdef spare(file):
+cdef int open_nowhere() except -1:
+    """A descriptor of a file without a name: in memory, where this Python can make one there."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("nowhere")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+cdef int open_descriptor(Handle handle) except -1:
+    """Have a plain descriptor of the file; rank 0 creates it where its mode says so.
+
+    MPI-IO and HDF5 go on where some ranks see a file and others don't, and then hang.
+    """
+    flags = os.O_RDONLY if handle.mode == "r" else os.O_RDWR
+    if handle.mode == "x":
+        flags |= os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if handle.rank == 0 else 0)
+    elif handle.rank == 0 and (handle.mode == "w" or handle.mode == "a" and not os.path.exists(handle.path)):
+        flags |= os.O_CREAT
+    try:
+        handle.descriptor = Descriptor(handle.path, flags)
+        if os.path.isdir(handle.path):  # which can be opened for reading
+            raise IsADirectoryError(_errno.EISDIR, os.strerror(_errno.EISDIR))
+    except OSError as exc:
+        kind = (FileNotFound if exc.errno in (_errno.ENOENT, _errno.ENOTDIR) else
+                FileExists if exc.errno == _errno.EEXIST else
+                NoAccess if exc.errno in (_errno.EACCES, _errno.EPERM, _errno.EROFS) else
+                TransferError)
+        raise kind(exc.strerror, handle.path, errno=exc.errno)
+    return 0
+
+
+cdef int try_descriptors(Handle handle) except -1:
     """Make sure of the descriptors that MPI-IO needs: a rank without them leaves the others waiting in it."""
     numbers = []
     try:
         for _ in range(8):  # more than Open MPI takes
-            numbers.append(os.dup(file.fileno()))
+            numbers.append(os.dup(handle.descriptor.fileno()))
     finally:
         for number in numbers:
             os.close(number)
+    return 0
 
 
-cdef set open_numbers(file):
+cdef set open_numbers(Handle handle):
     """The descriptors that this process has of a file."""
-    mine = os.fstat(file.fileno())
     found = set()
     for name in os.listdir("/proc/self/fd"):
         try:
-            if os.path.samestat(os.fstat(int(name)), mine):
+            stat = os.fstat(int(name))
+            if (stat.st_dev, stat.st_ino) == handle.identity:
                 found.add(int(name))
         except OSError:
             pass  # that of the listing itself
     return found
-
-
-cdef int agree_on_file(Handle handle, str mode) except -1:
-    """Whether rank 0 is to create the file, once every rank can open it. Collective.
-
-    MPI-IO and HDF5 go on where some ranks see a file and others don't, and then hang.
-    """
-    flags = os.O_RDONLY if mode == "r" else os.O_RDWR
-    for turn in (handle.rank == 0, handle.rank > 0):  # rank 0 creates, then the others look
-        error = None
-        if turn:
-            try:
-                if mode == "x":
-                    flags |= os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if handle.rank == 0 else 0)
-                elif handle.rank == 0 and (mode == "w" or mode == "a" and not os.path.exists(handle.path)):
-                    flags |= os.O_CREAT
-                handle.descriptor = Descriptor(handle.path, flags)
-                if os.path.isdir(handle.path):  # which can be opened for reading
-                    raise IsADirectoryError(_errno.EISDIR, os.strerror(_errno.EISDIR))
-            except OSError as exc:
-                kind = (FileNotFound if exc.errno in (_errno.ENOENT, _errno.ENOTDIR) else
-                        FileExists if exc.errno == _errno.EEXIST else
-                        NoAccess if exc.errno in (_errno.EACCES, _errno.EPERM, _errno.EROFS) else
-                        TransferError)
-                error = kind(exc.strerror, handle.path, errno=exc.errno)
-        handle.settle(error)
-        if handle.size == 1:
-            break
-    return mode in ("w", "x") or mode == "a" and os.fstat(handle.descriptor.fileno()).st_size == 0

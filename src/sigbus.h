@@ -47,9 +47,9 @@ static void sigbus(int number, siginfo_t *info, void *context)
         }
     if (sigbus_before.sa_flags & SA_SIGINFO)
         sigbus_before.sa_sigaction(number, info, context);
-    else if (sigbus_before.sa_handler == SIG_DFL) {
-        sigaction(number, &sigbus_before, NULL);
-        raise(number); /* comes as soon as this handler is done */
+    else if (sigbus_before.sa_handler == SIG_DFL || (sigbus_before.sa_handler == SIG_IGN && info->si_code > 0)) {
+        signal(number, SIG_DFL); /* as the system does where a fault is ignored, which would come again for ever */
+        raise(number);           /* comes as soon as this handler is done */
     } else if (sigbus_before.sa_handler != SIG_IGN)
         sigbus_before.sa_handler(number);
 }

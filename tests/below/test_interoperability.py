@@ -2,8 +2,6 @@
 
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,7 +9,6 @@ import pytest
 from mpi4py import MPI
 from petsc4py import PETSc
 
-import localckpt
 from localckpt import UnknownDataset, VecFile
 
 WORLD = MPI.COMM_WORLD
@@ -214,55 +211,3 @@ def test_h5dump_reads_our_file(tmp_path):
 def test_importing_localckpt_does_not_import_firedrake(run_script):
     result = run_script("print(*(m for m in ('firedrake', 'pyop2', 'ufl', 'h5py') if m in sys.modules))")
     assert (result.returncode, result.stdout, result.stderr) == (0, "\n", "")
-
-
-def test_cython_code_writes_plain_buffers(tmp_path):
-    (tmp_path / "user.pyx").write_text("""\
-# cython: language_level=3
-from localckpt._vecfile cimport VecFile
-
-
-def save(VecFile file, name, double[::1] values, long long bs):
-    file.write_scalars(name, &values[0], values.shape[0], bs)
-
-
-def load(VecFile file, name, double[::1] values):
-    file.read_scalars(name, &values[0], values.shape[0])
-""")
-    (tmp_path / "setup.py").write_text("""\
-import sys
-from Cython.Build import cythonize
-from setuptools import setup
-setup(name="user", ext_modules=cythonize("user.pyx", include_path=[sys.argv.pop()]))
-""")
-    (tmp_path / "use.py").write_text("""\
-import numpy as np, user
-from mpi4py import MPI
-from petsc4py import PETSc
-from localckpt import UnknownDataset, VecFile
-values = np.arange(6.0)
-scalars = values.size * values.itemsize // np.dtype(PETSc.ScalarType).itemsize
-with VecFile(MPI.COMM_WORLD, "w.h5", "w") as file:
-    # In a complex PETSc these are six numbers of the twelve doubles.
-    doubles = np.repeat(values, np.dtype(PETSc.ScalarType).itemsize // 8)
-    for call in (user.save, user.load):
-        try:
-            call(file, "u", *((values, 4) if call is user.save else (values,)))
-        except Exception as exc:
-            print(type(exc).__name__)
-    if PETSc.ScalarType is np.float64:
-        user.save(file, "u", values, 3)
-        back = np.zeros(6)
-        user.load(file, "u", back)
-        assert (back == values).all() and file.sizes("u") == (6, 6)
-""")
-    where = Path(localckpt.__file__).parents[1]
-
-    def run(*command):
-        return subprocess.run([sys.executable, *command], cwd=tmp_path, timeout=100, text=True, check=False,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-    built = run("setup.py", "build_ext", "--inplace", str(where))
-    assert built.returncode == 0, built.stdout
-    used = run("use.py")
-    assert (used.returncode, used.stdout) == (0, "LayoutMismatch\nUnknownDataset\n")

@@ -87,6 +87,38 @@ int fsync(int fd)
     return real(fd);
 }
 
+int sync_file_range(int fd, off_t offset, off_t length, unsigned flags)
+{
+    static int (*real)(int, off_t, off_t, unsigned);
+    int error = fails("sync_file_range", fd, 0);
+    if (!real) *(void **)&real = dlsym(RTLD_NEXT, "sync_file_range");
+    if (error > 0) return errno = error, -1;
+    return real(fd, offset, length, flags);
+}
+
+#define LOOK(name, kind)                                       \
+    int name(int fd, struct kind *about)                       \
+    {                                                          \
+        static int (*real)(int, struct kind *);                \
+        int error = fails("fstat", fd, 0);                     \
+        if (!real) *(void **)&real = dlsym(RTLD_NEXT, #name);  \
+        if (error > 0) return errno = error, -1;               \
+        return real(fd, about);                                \
+    }
+
+LOOK(fstat, stat)
+LOOK(fstat64, stat64)
+
+int unlink(const char *path)
+{
+    static int (*real)(const char *);
+    int fd = open(path, O_PATH), error = fails("unlink", fd, 0);
+    if (fd >= 0) close(fd);
+    if (!real) *(void **)&real = dlsym(RTLD_NEXT, "unlink");
+    if (error > 0) return errno = error, -1;
+    return real(path);
+}
+
 int utimensat(int folder, const char *path, const struct timespec times[2], int flags)
 {
     static int (*real)(int, const char *, const struct timespec *, int);

@@ -1,0 +1,31 @@
+/* Ctrl-C that waits until code which it must not interrupt is done. */
+
+#include <signal.h>
+
+static volatile sig_atomic_t interrupted = 0;
+static int holding = 0;
+static struct sigaction interrupt_before;
+
+static void note_interrupt(int number)
+{
+    (void)number;
+    interrupted = 1;
+}
+
+static void hold_interrupts_here(void)
+{
+    struct sigaction noting = {0};
+
+    if (holding++) return;
+    interrupted = 0;
+    noting.sa_handler = note_interrupt;
+    noting.sa_flags = SA_RESTART;
+    sigaction(SIGINT, &noting, &interrupt_before);
+}
+
+static void release_interrupts_here(void)
+{
+    if (--holding) return;
+    sigaction(SIGINT, &interrupt_before, NULL);
+    if (interrupted) raise(SIGINT); /* to whoever handles it */
+}
