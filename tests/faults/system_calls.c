@@ -2,7 +2,8 @@
 
    FAULT is "CALL ERRNO SKIP COUNT PART": of the calls on files whose path contains PART, after
    the first SKIP ones, COUNT fail with ERRNO.  ERRNO 0 moves half of the bytes instead. FAULT_RANK
-   confines it to one rank of mpiexec, FAULT_LEAST to moves of so many bytes. */
+   confines it to one rank of mpiexec, FAULT_LEAST to moves of so many bytes. With FAULT_WAITS nothing
+   fails until FAULT_NOW is set. A FAULT that the process changes counts anew. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -17,16 +18,19 @@
 
 static int fails(const char *call, int fd, size_t size)
 {
-    static char name[32], part[256];
-    static int error, skip, count = -1;
+    static char name[32], part[256], now[512];
+    static int error, skip, count;
+    const char *fault = getenv("FAULT");
     char link[64], path[4096];
     const char *only = getenv("FAULT_RANK"), *rank = getenv("OMPI_COMM_WORLD_RANK"), *least = getenv("FAULT_LEAST");
     ssize_t length;
 
-    if (count < 0) {
+    if (!fault || (getenv("FAULT_WAITS") && !getenv("FAULT_NOW"))) return -1;
+    if (strcmp(fault, now)) {
+        snprintf(now, sizeof now, "%s", fault);
         count = 0;
-        if (getenv("FAULT") && (!only || !rank || !strcmp(only, rank)))
-            sscanf(getenv("FAULT"), "%31s %d %d %d %255s", name, &error, &skip, &count, part);
+        if (!only || !rank || !strcmp(only, rank))
+            sscanf(fault, "%31s %d %d %d %255s", name, &error, &skip, &count, part);
     }
     if (!count || strcmp(call, name) || (least && size < strtoul(least, NULL, 10))) return -1;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
