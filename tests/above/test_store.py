@@ -207,6 +207,21 @@ def test_without_cleanup_the_file_keeps_its_name(comm, path):
 
 
 @pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize("engine", ["direct", "viewer"])
+def test_a_file_that_is_kept_is_not_written_over_by_the_next_one(comm, path, engine):
+    store = Store(comm, path, cleanup=False, engine=engine)
+    rows = [store.put("a", values(10**5, seed)) for seed in range(3)]
+    held = read(store, rows[0], 10**5)
+    store.retire()
+    rows += [store.put("a", values(10**5, seed)) for seed in range(3, 6)]
+    np.testing.assert_array_equal(held, values(10**5, 0))
+    for seed, row in enumerate(rows):
+        np.testing.assert_array_equal(read(store, row, 10**5), values(10**5, seed))
+    stem, suffix = os.path.splitext(path)
+    assert os.path.getsize(path) > 0 and os.path.getsize(f"{stem}-2{suffix}") > 0
+
+
+@pytest.mark.parallel([1, 2])
 def test_a_folder_that_is_gone_is_an_error_on_every_rank(shared_tmp):
     store = Store(WORLD, str(shared_tmp / "gone" / "all.h5"))
     with pytest.raises(FileNotFoundError, match="gone"):
@@ -354,3 +369,20 @@ def test_array_is_known_as_long_as_it_is_held(tmp_path, engine):
     held = store.put("row", kept)
     many(store, kept)
     assert store.put("row", kept) is held
+
+
+def test_threads_that_store_first_at_the_same_time_share_a_file(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Barrier
+
+    def put(store, barrier, number):
+        barrier.wait()
+        return [store.put("a", values(1000, 10*number + i)) for i in range(10)]
+
+    for trial in range(30):
+        store = Store(MPI.COMM_SELF, str(tmp_path / f"{trial}.h5"))
+        with ThreadPoolExecutor(4) as threads:
+            rows = sum(threads.map(put, [store] * 4, [Barrier(4)] * 4, range(4)), [])
+        assert len({row.row.offset for row in rows}) == 40 and store._files == 1
+        for seed, row in enumerate(rows):
+            np.testing.assert_array_equal(read(store, row, 1000), values(1000, seed))
