@@ -169,10 +169,10 @@ def report(seconds, saving, errors, dofs):
           "and gradient\n")
     for name, meaning in ROWS.items():
         print(f"{name:16} {meaning}")
-    print(f"\n{'':16}{'seconds':>18}{'/ memory':>18}{'save, restore s':>17}{'error':>8}")
+    print(f"\n{'':16}{'seconds':>20}{'/ memory':>20}{'save, restore s':>17}{'error':>7}")
     for name in ROWS:
-        print(f"{name:16}{show(seconds[name]):>18}{show(ratios(name)):>18}{median(saving[name]):17.3f}"
-              f"{errors[name]:8.0e}")
+        print(f"{name:16}{show(seconds[name]):>20}{show(ratios(name)):>20}{median(saving[name]):17.3f}"
+              f"{errors[name]:7.0e}")
     disks = ["localckpt", "checkpoint_comm", "shared"]
     sentence = "On this machine an iteration took, divided by one with memory checkpoints, " + ", ".join(
         f"{show(ratios(name))} with {name}" for name in disks)
