@@ -234,16 +234,22 @@ def _disown():
     for handle in theirs:
         handle.viewer = NULL
         handle.why = "the file belongs to the process that opened it"
-    if theirs:  # HDF5 would write to them at the end, MPI hang, or end on the parent's behalf
-        atexit.register(_leave)
+    if theirs:
+        atexit.register(_leave, getattr(sys, "last_value", None))
+        atexit.register(_close_all)  # runs before that: the child has files of its own, perhaps
 
 
-def _leave():
+def _leave(before):
+    """End this forked child before HDF5 writes to its parent's files, or MPI_Finalize waits for ever.
+
+    The status is 1 if the interpreter has shown an exception since the fork, else 0: the one that
+    sys.exit() was given is passed to no exit handler.
+    """
     try:
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
-        os._exit(hasattr(sys, "last_value"))
+        os._exit(getattr(sys, "last_value", None) is not before)
 
 
 os.register_at_fork(after_in_child=_disown)

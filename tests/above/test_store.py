@@ -1,10 +1,13 @@
 """Stored arrays: what is held is kept, what was dropped makes room, on all ranks alike."""
 
+import ctypes
 import gc
+import mmap
 import os
 import random
 import subprocess
 import sys
+import time
 import weakref
 
 import numpy as np
@@ -41,6 +44,16 @@ def open_files(path):
     return [link for link in links if link.startswith(os.path.realpath(path))]
 
 
+def cached(file, offset, nbytes):
+    """Whether all of these bytes of a file are in the page cache. Does not bring them there."""
+    start = offset % mmap.PAGESIZE
+    mapped = mmap.mmap(file.fileno(), start + nbytes, access=mmap.ACCESS_COPY, offset=offset - start)
+    pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+    first = ctypes.byref(ctypes.c_char.from_buffer(mapped))
+    assert ctypes.CDLL(None).mincore(first, ctypes.c_size_t(len(mapped)), pages) == 0
+    return all(page & 1 for page in pages)
+
+
 @pytest.mark.parallel([1, 2, 3])
 def test_an_array_comes_back(store):
     a = values(10, 1)
@@ -51,6 +64,14 @@ def test_an_array_comes_back(store):
 def test_ranks_without_entries_take_part(store):
     a = values(4 * (WORLD.rank == WORLD.size - 1), 1)
     assert (read(store, store.put("a", a), a.size) == a).all()
+
+
+@pytest.mark.parallel([1, 2])
+def test_arrays_whose_valid_entries_are_equal_keep_their_sizes(store):
+    # Two spaces with equal owned dofs, stale halos, and halos of different sizes.
+    rows = [store.put(f"halo {halo}", values(10 + halo, 1), valid=10) for halo in (2, 5, 0)]
+    for halo, row in zip((2, 5, 0), rows):
+        assert (read(store, row, 10 + halo)[:10] == values(10, 1)).all()
 
 
 @pytest.mark.parallel([1, 2, 3])
@@ -161,6 +182,21 @@ def test_a_retired_file_is_closed_with_its_last_row(store, path):
         rows.pop()
         gc.collect()
     assert before and not open_files(path)
+
+
+def test_the_same_bytes_after_retire_do_not_keep_the_old_file(store, path):
+    def numbers():  # of all files that have had this name
+        return {os.stat(f"/proc/self/fd/{fd}").st_ino for fd in os.listdir("/proc/self/fd")
+                if os.path.realpath(path) in os.path.realpath(f"/proc/self/fd/{fd}")}
+
+    old = store.put("a", values(5, 1))
+    retired = numbers()
+    store.retire()
+    new = store.put("a", values(5, 1))
+    del old
+    gc.collect()
+    assert retired and not retired & numbers()
+    assert (read(store, new, 5) == values(5, 1)).all()
 
 
 def test_a_file_without_rows_is_closed_by_retire(store, path):
@@ -292,6 +328,21 @@ def test_a_sweep_in_reverse_past_the_cache_is_right(store, size):
     os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
     for i, stored in reversed([*enumerate(held)]):
         assert (read(store, stored, size) == values(size, i + (i > 6))).all()
+
+
+def test_a_sweep_in_reverse_has_the_disk_read_ahead(tmp_path):
+    size = 10**5
+    store = Store(MPI.COMM_SELF, str(tmp_path / "own.h5"))
+    held = [store.put("a", values(size, i)) for i in range(8)]
+    file = store._engine.file.descriptor
+    os.fsync(file.fileno())
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    store.get(held[-1], out=np.empty(size))  # not mapped: around those pages the system reads both ways by itself
+    early = held[-6]
+    deadline = time.monotonic() + 20
+    while not cached(file, early.row.offset, early.nbytes) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert cached(file, early.row.offset, early.nbytes)
 
 
 @pytest.mark.parametrize("nbytes, most", [(0, 0), (64, 2048), (10**6, 9)])
