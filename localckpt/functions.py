@@ -21,6 +21,7 @@ from xxhash import xxh3_128_digest
 from localckpt import _petsc  # noqa: F401  (before what would not load with another PETSc)
 from localckpt._errors import CheckpointError, StorageError, TransferError
 from localckpt._vecfile import VecFile
+from localckpt.places import ranks_in
 from localckpt.templates import Template
 
 SCALAR = np.dtype(ScalarType)
@@ -219,9 +220,9 @@ class FunctionStore:
 
 def check_ranks(checkpoint_comm, comm, what):
     """Raise ValueError if checkpoint_comm has ranks that comm lacks. Not collective."""
-    missing = MPI.Group.Difference(checkpoint_comm.group, comm.group)
-    if missing.size:
-        raise ValueError(f"checkpoint_comm has {missing.size} ranks that are not in {what}")
+    missing = ranks_in(comm, checkpoint_comm).count(MPI.UNDEFINED)
+    if missing:
+        raise ValueError(f"checkpoint_comm has {missing} ranks that are not in {what}")
 
 
 class TemporaryFunctionCheckpointFile:
