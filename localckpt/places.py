@@ -87,6 +87,13 @@ def ranks_in(comm, other):
         others.Free()
 
 
+def check_ranks(checkpoint_comm, comm, what):
+    """Raise ValueError if checkpoint_comm has ranks that comm lacks. Not collective."""
+    missing = ranks_in(comm, checkpoint_comm).count(MPI.UNDEFINED)
+    if missing:
+        raise ValueError(f"checkpoint_comm has {missing} ranks that are not in {what}")
+
+
 @dataclass(frozen=True)
 class Tier:
     """A directory, and the bytes that each rank may use there."""

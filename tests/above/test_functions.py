@@ -21,7 +21,8 @@ from spaces import (
 )
 
 from localckpt import TemporaryFunctionCheckpointFile
-from localckpt.functions import FunctionStore, check_ranks
+from localckpt.functions import FunctionStore
+from localckpt.places import check_ranks
 from localckpt.store import Store
 
 
