@@ -20,7 +20,6 @@ from typing import Any
 import firedrake
 from firedrake.adjoint_utils import checkpointing as fd
 from firedrake.adjoint_utils.checkpointing import (
-    checkpointable_mesh,
     continue_disk_checkpointing,
     disk_checkpointing,
     pause_disk_checkpointing,
@@ -45,6 +44,7 @@ from localckpt.places import (
     next_folder,
     raise_everywhere,
 )
+from localckpt.seam import checkpointable_mesh
 from localckpt.store import Store
 
 __all__ = ["checkpointable_mesh", "continue_disk_checkpointing", "disk_checkpointing",
@@ -180,8 +180,7 @@ class DiskCheckpointer(TapePackageData):
             raise
         announce(Place.at(os.path.dirname(self.dirname)), comm, node)
         self._parent = given.parent
-        self._mesh_folders: list[str] = []
-        self._mesh_file = None
+        self._mesh_file: weakref.finalize | None = None
         self._new_files = 0
         self.init_checkpoint_file = self._file("init.h5")
         self.current_checkpoint_file = self._file("current.h5")
@@ -189,11 +188,9 @@ class DiskCheckpointer(TapePackageData):
         self._watch = Watch(store, node.size, comm.rank)
         self._functions = FunctionStore(store)
         self._mesh_copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of their coordinates
-        folders = self._mesh_folders
-        if self.checkpoint_comm.rank == 0:
-            folders.append(self.dirname)
+        folder = self.dirname if self.cleanup and self.checkpoint_comm.rank == 0 else None
         view = comm.rank == 0 and PETSc.Options("localckpt_").getBool("view", False)
-        self._finalizer = weakref.finalize(self, _finish, store, folders if self.cleanup else [], os.getpid(), view)
+        self._finalizer = weakref.finalize(self, _finish, store, folder, os.getpid(), view)
         _living.add(self)
 
     def _file(self, name):
@@ -260,15 +257,19 @@ class DiskCheckpointer(TapePackageData):
         -------
         CheckpointFileName
         """
-        if self._mesh_file is None:
-            folder = make_folder(self.comm, self._parent, keep=not self.cleanup)
-            if self.comm.rank == 0:
-                self._mesh_folders.append(folder)
-            path = os.path.join(folder, "mesh.h5")
-            with firedrake.CheckpointFile(path, "w", comm=self.comm):
-                pass
-            self._mesh_file = CheckpointFileName(path, self.comm)
-        return self._mesh_file
+        folder = make_folder(self.comm, self._parent, keep=not self.cleanup)
+        file = CheckpointFileName(os.path.join(folder, "mesh.h5"), self.comm)
+        if self.cleanup and self.comm.rank == 0:
+            # Firedrake's checkpointable_mesh, whoever calls it, holds this until it returns.
+            self._mesh_file = weakref.finalize(file, leftovers.remove, folder)
+        with firedrake.CheckpointFile(file.name, "w", comm=self.comm):
+            pass
+        return file
+
+    def forget_mesh_file(self):
+        """Remove the file that a mesh was read back from, if `cleanup` says so. Not collective."""
+        if self._mesh_file is not None:
+            self._mesh_file()
 
     def summary(self):
         """What was saved and restored so far. Collective on `comm`.
@@ -293,16 +294,10 @@ class DiskCheckpointer(TapePackageData):
         Parameters
         ----------
         init : bool, optional
-            Whether meshes are written to a new file from now on.
+            As in Firedrake, of no consequence: a mesh's file is gone once the mesh was read from it.
         """
         if not self.cleanup:
             return
-        if init and self._mesh_file is not None:
-            folder = os.path.dirname(self._mesh_file.name)
-            self._mesh_file = None
-            if folder in self._mesh_folders:  # this rank has made it
-                self._mesh_folders.remove(folder)
-                leftovers.remove(folder)
         self._functions.store.retire()
 
     def reset(self):
@@ -337,12 +332,12 @@ class DiskCheckpointer(TapePackageData):
         self._watch.step()
 
 
-def _finish(store, folders, process, view):
+def _finish(store, folder, process, view):
     if os.getpid() != process:  # a forked child has no part in it
         return
     summary = str(store.summary)
     store.retire()
-    for folder in folders:
+    if folder is not None:
         leftovers.remove(folder)
     if view:  # of this rank alone: others may have ended already
         print(summary, flush=True)

@@ -19,6 +19,8 @@ from checkpoint_schedules import SingleDiskStorageSchedule
 continue_annotation()
 tape = get_working_tape()
 enable_disk_checkpointing()
+checkpointable_mesh(UnitSquareMesh(2, 2))
+mesh_files = [name for name in os.listdir() if name.startswith("localckpt_")]
 tape.enable_checkpointing(SingleDiskStorageSchedule())
 c = Function(FunctionSpace(UnitSquareMesh(2, 2), "CG", 1)).assign(2.0)
 u = Function(c.function_space())
@@ -35,6 +37,8 @@ facts = {
     "checkpointer": type(checkpointer).__module__,
     "kinds": sorted(kinds & {"localckpt.adjoint", "firedrake.adjoint_utils.checkpointing"}),
     "folder": os.path.dirname(checkpointer.dirname),
+    "mesh function": checkpointable_mesh.__module__ + " " + checkpointable_mesh.__globals__["__name__"],
+    "mesh files": mesh_files,
     "option": PETSc.Options().getInt("mine", 0),
     "slope": float(J.derivative().dat.data_ro.sum()),
 }
@@ -73,6 +77,10 @@ def module(tmp_path_factory):
 def test_scripts_tape_has_our_checkpointer(script):
     done, facts, *_ = script
     assert facts.get("checkpointer") == "localckpt.adjoint", done.stderr
+
+
+def test_scripts_mesh_leaves_no_file(script):
+    assert script[1]["mesh files"] == [] and script[1]["mesh function"].endswith("localckpt.seam")
 
 
 def test_scripts_checkpoints_are_ours(script):
