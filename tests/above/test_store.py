@@ -362,7 +362,7 @@ def test_array_is_known_as_long_as_it_is_held(tmp_path, engine):
 def test_neither_a_store_nor_what_it_holds_can_be_copied(tmp_path, copy_of):
     store = Store(MPI.COMM_SELF, str(tmp_path / "store.h5"))
     for original in store, store.put("a", np.arange(3.0)):
-        with pytest.raises(TypeError, match="a checkpoint is a place in a file .* restore it, and copy what that gives"):
+        with pytest.raises(TypeError, match="cannot be copied or pickled; restore it, and copy what that gives"):
             copy_of(original)
 
 

@@ -189,9 +189,9 @@ def test_without_cleanup_the_files_stay(shared_tmp, tape):
 
 
 def meshes_below(folder):
-    """The sizes of files of meshes that there are, as rank 0 sees them when it has gone on."""
-    sizes = [size for path, size in files_below(folder).items() if path.endswith("mesh.h5")]
-    return MPI.COMM_WORLD.bcast(sizes)
+    """The sizes of the files of meshes that there are, as rank 0 sees them, who removes them."""
+    files = files_below(folder) if MPI.COMM_WORLD.rank == 0 else {}
+    return MPI.COMM_WORLD.bcast([size for path, size in files.items() if path.endswith("mesh.h5")])
 
 
 @pytest.mark.parallel([1, 2])

@@ -147,6 +147,11 @@ def test_a_command_line_without_a_target_says_how_to_use_it(arguments, tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("usage: python -m localckpt")
 
 
-def test_a_missing_script_is_named(tmp_path):
-    done, _ = run(tmp_path, "not_there.py")
-    assert done.returncode != 0 and "not_there.py" in done.stderr
+@pytest.mark.parametrize("arguments, status, sentence", [
+    (["not_there.py"], 2, "can't open file '{}/not_there.py': [Errno 2] No such file or directory"),
+    (["-m", "not_there.at_all"], 1, "No module named not_there")], ids=["script", "module"])
+def test_a_missing_target_is_one_sentence_with_pythons_exit_status(arguments, status, sentence, tmp_path):
+    python = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, timeout=60)
+    done, _ = run(tmp_path, *arguments)
+    assert (done.returncode, python.returncode) == (status, status)
+    assert done.stderr == f"localckpt run: {sentence.format(tmp_path)}\n"
