@@ -29,7 +29,8 @@ quick:
 
 demo:
 	@python="$(PYTHON)"
-	"$$python" $(DEMO)
+	export OMPI_MCA_hwloc_base_binding_policy=none  # a core may be somebody else's for a while
+	timeout --foreground -k 10 600 mpiexec -n 2 "$$python" $(DEMO) </dev/null
 
 # Ranks other than 0 write to build/tests/, which is shown where something failed.
 test:

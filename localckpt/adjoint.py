@@ -3,7 +3,7 @@
 After ``from firedrake.adjoint import *``, ``from localckpt.adjoint import *`` is all that
 a script needs: :func:`enable_disk_checkpointing` then stores the tape's checkpoints
 through localckpt, in a file per rank on a node-local disk unless told otherwise.  The
-other names are Firedrake's own.
+other names are Firedrake's own, but for :func:`checkpointable_mesh`, which leaves no file.
 
 Firedrake makes every disk checkpoint by calling ``CheckpointFunction``; importing this
 module puts the question which checkpointer it belongs to in front of that

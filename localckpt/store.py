@@ -234,16 +234,15 @@ class Store:
     def _put(self, key, array, valid):
         began = monotonic()
         error: Exception | None = None
-        if self.failure is not None:
-            error = copy(self.failure)
-        else:
-            try:
-                part = array if valid is None else array[:valid]
-                digest = xxh3_128_digest(part)
-                nbytes = array.nbytes
-                content = nbytes, digest
-            except Exception as exc:
-                error = exc
+        try:
+            if self.failure is not None:
+                raise copy(self.failure)
+            part = array if valid is None else array[:valid]
+            digest = xxh3_128_digest(part)
+            nbytes = array.nbytes
+            content = nbytes, digest
+        except Exception as exc:
+            error = exc
         summary = self._summary
         stored = None
         try:
@@ -397,25 +396,42 @@ class Store:
         return known
 
     def _open(self):
+        error = file = None
         self._files += 1
-        stem, suffix = os.path.splitext(self.path)
-        path = self.path if self._files == 1 else f"{stem}-{self._files}{suffix}"  # what was kept stays as it is
+        try:
+            stem, suffix = os.path.splitext(self.path)
+            path = self.path if self._files == 1 else f"{stem}-{self._files}{suffix}"  # what was kept stays as it is
+            folder = os.path.dirname(path)
+        except Exception as exc:
+            error = exc
+        raise_everywhere(self.comm, error)
         file = VecFile(self.comm, path + ".data" if self.cleanup else path, "x" if self.cleanup else "w")
-        self._engine = (DirectEngine if self.direct else ViewerEngine)(file, self.cleanup, self.limit)
-        folder = os.path.dirname(path)
-        if os.path.dirname(folder) not in self._summary.tiers:
-            self._summary.tiers.append(os.path.dirname(folder))
-        with suppress(OSError):
-            self._late = Place.at(folder).on_network or not file.descriptor.can_reserve()
-        if self.cleanup and self.comm.rank == 0:  # opening has made sure that all ranks hold it
-            try:
-                os.unlink(file.path)
-            except FileNotFoundError:
-                pass  # a cleaner of temporary files was here
-            except OSError as exc:  # no reason for this rank to go on elsewhere, without the others
-                log.warning("%s: the file of checkpoints keeps its name, and would stay if the run were killed: %s",
-                            MPI.Get_processor_name(), exc)
-        return self._engine
+        try:
+            engine = (DirectEngine if self.direct else ViewerEngine)(file, self.cleanup, self.limit)
+            if os.path.dirname(folder) not in self._summary.tiers:
+                self._summary.tiers.append(os.path.dirname(folder))
+            with suppress(OSError):
+                self._late = Place.at(folder).on_network or not file.descriptor.can_reserve()
+            if self.cleanup and self.comm.rank == 0:  # opening has made sure that all ranks hold it
+                self._unlink(file.path)
+        except Exception as exc:
+            error = exc
+        try:
+            raise_everywhere(self.comm, error)
+        except Exception:
+            file.drop()
+            raise
+        self._engine = engine
+        return engine
+
+    def _unlink(self, path):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass  # a cleaner of temporary files was here
+        except OSError as exc:  # no reason for all to go on elsewhere
+            log.warning("%s: the file of checkpoints keeps its name, and would stay if the run were killed: %s",
+                        MPI.Get_processor_name(), exc)
 
     def _following(self, cause):
         """The store that takes what this one cannot. Not collective."""

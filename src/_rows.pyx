@@ -64,13 +64,13 @@ cdef enum:
     MOST = 1 << 30  # bytes in one call: Linux moves no more than 2 GiB less a page
 
 cdef size_t PAGE = sysconf(_SC_PAGESIZE)
-cdef bint forked = False
+cdef int generation = 0  # forks between the first process and this one
 cdef int forks = 0  # of this process
 
 
 def _in_child():
-    global forked
-    forked = True
+    global generation
+    generation += 1
 
 
 def _in_parent():
@@ -187,6 +187,7 @@ cdef class Pool:
     cdef list offsets       # of the free rows, the next one last
     cdef dict checksums     # offset of a row -> where its checksum is
     cdef bint recycle
+    cdef int generation     # of the process that writes to them
     cdef readonly int rows  # in all
     cdef public int due     # saves until several ranks agree again
     cdef public int64_t nbytes  # of a row, on this rank
@@ -194,6 +195,7 @@ cdef class Pool:
     def __init__(self, Descriptor file not None, bint recycle, name=""):
         self.file = file
         self.recycle = recycle
+        self.generation = generation
         self.name = str(name)
         self.what = f"dataset {name!r} of file {file.path!r}".encode(errors="replace")
         self.offsets = []
@@ -274,7 +276,7 @@ cdef class Row:
     cdef int transfer(self, object array, int flags, bint writing) except -1:
         cdef Py_buffer view
         cdef int status
-        if forked and writing:
+        if writing and self.pool.generation != generation:
             raise ClosedFile("it belongs to the process that opened it", self.pool.file.path, self.pool.name)
         PyObject_GetBuffer(array, &view, flags)
         take_turn()  # PETSc's log is for one thread at a time

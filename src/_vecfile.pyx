@@ -9,7 +9,6 @@ import sys
 import tempfile
 import warnings
 from contextlib import suppress
-from math import prod
 from types import SimpleNamespace
 from zlib import crc32
 
@@ -139,14 +138,14 @@ cdef Dataset create(Handle handle, bytes path, tuple shape, object dtype):
 
 
 cdef int create_reserved(Handle handle, object name, list wanted) except -1:
-    """New datasets (path, shape, dtype) and their disk space: all of them, or none and an error. Collective."""
+    """New datasets (path, shape, dtype, bytes) and their disk space: all of them, or none and an error. Collective."""
     cdef Dataset dataset
     cdef list made = []
     error = None
     try:
-        for path, shape, dtype in wanted:
+        for path, shape, dtype, nbytes in wanted:  # on every rank the same calls of HDF5, and nothing else that can fail
             dataset = create(handle, path, shape, dtype)
-            made.append((path, H5Dget_offset(dataset.id), dtype.itemsize * prod(shape)))
+            made.append((path, H5Dget_offset(dataset.id), nbytes))
         for path, offset, nbytes in made:
             if nbytes:
                 handle.reserve(offset, nbytes)
@@ -211,20 +210,22 @@ cdef int write_entries(Handle handle, object name, const void* data, object n, l
             path = encode(name)
             shape = (sum(sizes) // row, *rows)
             storage = stored_as(handle, path, shape, dtype)
+            layout, record, record_checksum = find_layout(handle, sizes)
         except Exception as exc:
             error = about(handle, exc, name)
         handle.raise_everywhere(error)  # before metadata change on some ranks only
         by_petsc = handle.size == 1 and dtype == SCALAR and storage != "contiguous" and len(rows) < 2
         if storage is None and not by_petsc:
-            create_reserved(handle, name, [(path, shape, dtype)])
+            create_reserved(handle, name, [(path, shape, dtype, sum(sizes) * dtype.itemsize)])
         try:
             if by_petsc:
                 if storage is None:
                     handle.reserve(-1, n * dtype.itemsize)
                 view_vec(handle, path, data, n, row)
+            record_layout(handle, sizes, layout, record, record_checksum)
             dataset = Dataset()
             dataset.open(handle, path)
-            dataset.mark(LAYOUT, layout_number(handle, sizes), H5T_NATIVE_INT32)
+            dataset.mark(LAYOUT, layout, H5T_NATIVE_INT32)
             dataset.mark(CHECKSUM, checksum, H5T_NATIVE_INT64)
             if not by_petsc:
                 dataset.move(h5type(dtype), handle.dxpl, <void*> data, sum(sizes[:handle.rank]), n, True)
@@ -263,25 +264,33 @@ cdef tuple create_rows(Handle handle, object name, int rows, long long limit, ob
     if stride > room:
         raise TransferError(f"{os.strerror(_errno.EDQUOT)}: {room:.0f} bytes left of the limit, {stride} needed",
                             handle.path, name, errno=_errno.EDQUOT)
-    path = encode(name)
-    wanted = [(path, (rows, sum(sizes)), array.dtype)]
     error = None
-    if checksums:  # a table that nobody has written to reads as zeros
-        wanted.append((CHECKSUMS + b"/" + path, (rows, handle.size), np.dtype(np.int64)))
-        try:
+    try:
+        path = encode(name)
+        wanted = [(path, (rows, sum(sizes)), array.dtype, rows * stride)]
+        if checksums:  # a table that nobody has written to reads as zeros
+            beside = CHECKSUMS + b"/" + path
+            wanted.append((beside, (rows, handle.size), np.dtype(np.int64), 8 * rows * handle.size))
+        layout, record, record_checksum = find_layout(handle, sizes)
+    except Exception as exc:
+        error = about(handle, exc, name)
+    handle.raise_everywhere(error)  # before metadata change on some ranks only
+    try:
+        if checksums:
             make_group(handle, CHECKSUMS)
-        except Exception as exc:
-            error = about(handle, exc, name)
-        handle.raise_everywhere(error)
+    except Exception as exc:
+        error = about(handle, exc, name)
+    handle.raise_everywhere(error)
     create_reserved(handle, name, wanted)
     try:
+        record_layout(handle, sizes, layout, record, record_checksum)
         dataset = Dataset()
         dataset.open(handle, path)
         dataset.mark(b"timestepping", 1, H5T_NATIVE_INT32)  # PETSc's own mark: VecLoad finds its way
         dataset.mark(ROW_CHECKSUMS, checksums, H5T_NATIVE_INT32)
-        dataset.mark(LAYOUT, layout_number(handle, sizes), H5T_NATIVE_INT32)
+        dataset.mark(LAYOUT, layout, H5T_NATIVE_INT32)
         if checksums:
-            table.open(handle, wanted[1][0])
+            table.open(handle, beside)
     except Exception as exc:
         error = about(handle, exc, name)
     handle.raise_everywhere(error)
@@ -422,8 +431,6 @@ cdef class VecFile:
     def __init__(self, comm, path, mode="r", *, collective=None):
         if isinstance(comm, PETSc.Comm):
             comm = comm.tompi4py()
-        if collective is None:
-            collective = PETSc.Options("localckpt_").getBool("collective", False)
         self._handle = open_handle(comm, path, mode, collective)
         self.comm = comm
         self.path = (<Handle> self._handle).path

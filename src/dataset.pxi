@@ -13,6 +13,10 @@ cdef int64_t digest(const void* data, size_t nbytes, int seed):
     return xxh3_64_intdigest(view, seed) & INT64_MAX
 
 
+cdef int64_t digest_of(int64_t[::1] numbers):
+    return digest(&numbers[0], 8 * numbers.shape[0], 0)
+
+
 cdef bytes encode(object name):
     """The HDF5 link name for any string: '/' would make groups, '.' means 'here'."""
     if not isinstance(name, str) or not name:
@@ -232,6 +236,22 @@ cdef tuple layout_sizes(Handle handle, int32_t number):
     return handle.layouts[number]
 
 
+cdef tuple find_layout(Handle handle, tuple sizes):
+    """The number of the layout with these sizes, and the record to make if it is new. Not collective.
+
+    All that can fail on one rank only is done here: :c:func:`record_layout` changes metadata, in step with the
+    other ranks.
+    """
+    number = handle.layouts.get(sizes, 0)
+    if sizes in handle.layouts:
+        return number, None, 0
+    while exists(handle.id, LAYOUTS + b"/%d" % number):  # of an earlier opening of this file
+        if layout_sizes(handle, number) == sizes:
+            return number, None, 0
+        number += 1
+    return number, (record := np.array(sizes, dtype=np.int64)), digest_of(record)
+
+
 cdef int make_group(Handle handle, bytes name) except -1:
     """Have such a group. Collective."""
     H5Oclose(open_object(handle, name) if exists(handle.id, name) else
@@ -239,33 +259,23 @@ cdef int make_group(Handle handle, bytes name) except -1:
     return 0
 
 
-cdef int layout_number(Handle handle, tuple sizes) except -1:
-    """The number of the layout with these sizes, recorded if it is new. Collective."""
+cdef int record_layout(Handle handle, tuple sizes, int32_t number, int64_t[::1] record, int64_t checksum) except -1:
+    """Write the record of a new layout. Collective."""
     cdef Dataset table
     cdef hid_t space
     cdef hsize_t n = len(sizes)
-    cdef int64_t checksum
-    cdef int64_t[::1] values
-    if sizes in handle.layouts:
-        return handle.layouts[sizes]
-    make_group(handle, LAYOUTS)
-    number = 0
-    while exists(handle.id, LAYOUTS + b"/%d" % number):  # of an earlier opening of this file
-        if layout_sizes(handle, number) == sizes:
-            return number
-        number += 1
-    values = np.array(sizes, dtype=np.int64)
-    checksum = digest(&values[0], 8 * n, 0)
-    table = Dataset()
-    space = CHKH5(H5Screate_simple(1, &n, NULL))
-    try:
-        table.id = CHKH5(H5Dcreate2(handle.id, LAYOUTS + b"/%d" % number, H5T_NATIVE_INT64, space,
-                                    H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT))
-    finally:
-        H5Sclose(space)
-    table.mark(CHECKSUM, checksum, H5T_NATIVE_INT64)
-    if handle.rank == 0:
-        CHKH5(H5Dwrite(table.id, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, &values[0]))
+    if record is not None:
+        make_group(handle, LAYOUTS)
+        table = Dataset()
+        space = CHKH5(H5Screate_simple(1, &n, NULL))
+        try:
+            table.id = CHKH5(H5Dcreate2(handle.id, LAYOUTS + b"/%d" % number, H5T_NATIVE_INT64, space,
+                                        H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT))
+        finally:
+            H5Sclose(space)
+        table.mark(CHECKSUM, checksum, H5T_NATIVE_INT64)
+        if handle.rank == 0:
+            CHKH5(H5Dwrite(table.id, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, &record[0]))
     handle.layouts[sizes] = number
     handle.layouts[number] = sizes
-    return number
+    return 0

@@ -118,22 +118,23 @@ cdef class Handle:
         self.end = max(self.end, start + nbytes)
         return 0
 
-    cdef int divert(self) except -1:
-        """Let what MPI-IO still writes to this file go nowhere. Not collective.
+    cdef divert(self):
+        """Let what MPI-IO still writes to this file go nowhere. Not collective, and what fails is left out.
 
         HDF5 writes its metadata when it closes a file; where it cannot, it keeps the id of what
         it has freed, and crashes on it at exit.
         """
         for number in self.mpiio:
             try:
-                stat = os.fstat(number)
-                ours = (stat.st_dev, stat.st_ino) == self.identity
-            except OSError as exc:
-                ours = exc.errno != _errno.EBADF  # it is open, and its file out of reach
-            if ours:
-                with suppress(OSError):  # the limit of descriptors is below this number by now
+                try:
+                    stat = os.fstat(number)
+                    ours = (stat.st_dev, stat.st_ino) == self.identity
+                except OSError as exc:
+                    ours = exc.errno != _errno.EBADF  # it is open, and its file out of reach
+                if ours:
                     os.dup2(nowhere, number, inheritable=False)
-        return 0
+            except Exception:  # all ranks have to come to the closing
+                pass
 
     cdef int close(self) except -1:
         """Give everything back. Collective where there are several ranks."""
@@ -173,7 +174,7 @@ cdef class Handle:
                 error = error or self.failure(exc)
             self.descriptor = None
             if diverted:
-                with suppress(OSError):
+                with suppress(Exception):
                     os.ftruncate(nowhere, 0)
             try:
                 self.raise_everywhere(error)
@@ -233,16 +234,22 @@ def _disown():
     for handle in theirs:
         handle.viewer = NULL
         handle.why = "the file belongs to the process that opened it"
-    if theirs:  # HDF5 would write to them at the end, MPI hang, or end on the parent's behalf
-        atexit.register(_leave)
+    if theirs:
+        atexit.register(_leave, getattr(sys, "last_value", None))
+        atexit.register(_close_all)  # runs before that: the child has files of its own, perhaps
 
 
-def _leave():
+def _leave(before):
+    """End this forked child before HDF5 writes to its parent's files, or MPI_Finalize waits for ever.
+
+    The status is 1 if the interpreter has shown an exception since the fork, else 0: the one that
+    sys.exit() was given is passed to no exit handler.
+    """
     try:
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
-        os._exit(hasattr(sys, "last_value"))
+        os._exit(getattr(sys, "last_value", None) is not before)
 
 
 os.register_at_fork(after_in_child=_disown)
@@ -280,6 +287,8 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
                 if mode not in ("r", "w", "x", "a"):
                     raise ValueError(f"mode is 'r', 'w', 'x' or 'a', not {mode!r}")
                 handle.mode = mode
+                if collective is None:
+                    collective = PETSc.Options("localckpt_").getBool("collective", False)
                 if nowhere < 0:
                     nowhere = open_nowhere()
             except Exception as exc:
@@ -340,7 +349,7 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
                 PetscViewerDestroy(&handle.viewer)
                 handle.viewer = NULL
             if made:  # or the next try would find that there is such a file
-                with suppress(OSError):
+                with suppress(Exception):
                     os.unlink(name)
             PetscCommDestroy(&handle.comm)
             raise

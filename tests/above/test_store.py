@@ -1,12 +1,15 @@
 """Stored arrays: what is held is kept, what was dropped makes room, on all ranks alike."""
 
 import copy
+import ctypes
 import gc
+import mmap
 import os
 import pickle
 import random
 import subprocess
 import sys
+import time
 import weakref
 
 import numpy as np
@@ -43,6 +46,16 @@ def open_files(path):
     return [link for link in links if link.startswith(os.path.realpath(path))]
 
 
+def cached(file, offset, nbytes):
+    """Whether all of these bytes of a file are in the page cache. Does not bring them there."""
+    start = offset % mmap.PAGESIZE
+    mapped = mmap.mmap(file.fileno(), start + nbytes, access=mmap.ACCESS_COPY, offset=offset - start)
+    pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+    first = ctypes.byref(ctypes.c_char.from_buffer(mapped))
+    assert ctypes.CDLL(None).mincore(first, ctypes.c_size_t(len(mapped)), pages) == 0
+    return all(page & 1 for page in pages)
+
+
 @pytest.mark.parallel([1, 2, 3])
 def test_an_array_comes_back(store):
     a = values(10, 1)
@@ -53,6 +66,14 @@ def test_an_array_comes_back(store):
 def test_ranks_without_entries_take_part(store):
     a = values(4 * (WORLD.rank == WORLD.size - 1), 1)
     assert (read(store, store.put("a", a), a.size) == a).all()
+
+
+@pytest.mark.parallel([1, 2])
+def test_arrays_whose_valid_entries_are_equal_keep_their_sizes(store):
+    # Two spaces with equal owned dofs, stale halos, and halos of different sizes.
+    rows = [store.put(f"halo {halo}", values(10 + halo, 1), valid=10) for halo in (2, 5, 0)]
+    for halo, row in zip((2, 5, 0), rows):
+        assert (read(store, row, 10 + halo)[:10] == values(10, 1)).all()
 
 
 @pytest.mark.parallel([1, 2, 3])
@@ -165,6 +186,21 @@ def test_a_retired_file_is_closed_with_its_last_row(store, path):
     assert before and not open_files(path)
 
 
+def test_the_same_bytes_after_retire_do_not_keep_the_old_file(store, path):
+    def numbers():  # of all files that have had this name
+        return {os.stat(f"/proc/self/fd/{fd}").st_ino for fd in os.listdir("/proc/self/fd")
+                if os.path.realpath(path) in os.path.realpath(f"/proc/self/fd/{fd}")}
+
+    old = store.put("a", values(5, 1))
+    retired = numbers()
+    store.retire()
+    new = store.put("a", values(5, 1))
+    del old
+    gc.collect()
+    assert retired and not retired & numbers()
+    assert (read(store, new, 5) == values(5, 1)).all()
+
+
 def test_a_file_without_rows_is_closed_by_retire(store, path):
     store.put("a", values(5, 1))
     before = len(open_files(path))
@@ -206,6 +242,21 @@ def test_without_cleanup_no_row_is_used_again(comm, path):
 def test_without_cleanup_the_file_keeps_its_name(comm, path):
     Store(comm, path, cleanup=False).put("a", values(5, 1))
     assert os.path.getsize(path) > 0
+
+
+@pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize("engine", ["direct", "viewer"])
+def test_a_file_that_is_kept_is_not_written_over_by_the_next_one(comm, path, engine):
+    store = Store(comm, path, cleanup=False, engine=engine)
+    rows = [store.put("a", values(10**5, seed)) for seed in range(3)]
+    held = read(store, rows[0], 10**5)
+    store.retire()
+    rows += [store.put("a", values(10**5, seed)) for seed in range(3, 6)]
+    np.testing.assert_array_equal(held, values(10**5, 0))
+    for seed, row in enumerate(rows):
+        np.testing.assert_array_equal(read(store, row, 10**5), values(10**5, seed))
+    stem, suffix = os.path.splitext(path)
+    assert os.path.getsize(path) > 0 and os.path.getsize(f"{stem}-2{suffix}") > 0
 
 
 @pytest.mark.parallel([1, 2])
@@ -279,6 +330,21 @@ def test_a_sweep_in_reverse_past_the_cache_is_right(store, size):
     os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
     for i, stored in reversed([*enumerate(held)]):
         assert (read(store, stored, size) == values(size, i + (i > 6))).all()
+
+
+def test_a_sweep_in_reverse_has_the_disk_read_ahead(tmp_path):
+    size = 10**5
+    store = Store(MPI.COMM_SELF, str(tmp_path / "own.h5"))
+    held = [store.put("a", values(size, i)) for i in range(8)]
+    file = store._engine.file.descriptor
+    os.fsync(file.fileno())
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    store.get(held[-1], out=np.empty(size))  # not mapped: around those pages the system reads both ways by itself
+    early = held[-6]
+    deadline = time.monotonic() + 20
+    while not cached(file, early.row.offset, early.nbytes) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert cached(file, early.row.offset, early.nbytes)
 
 
 @pytest.mark.parametrize("nbytes, most", [(0, 0), (64, 2048), (10**6, 9)])
@@ -369,3 +435,20 @@ def test_neither_a_store_nor_what_it_holds_can_be_copied(tmp_path, copy_of):
 def test_a_store_that_was_not_made_says_nothing_when_it_goes(run_script):
     done = run_script("from localckpt.store import Store\nprint(attempt(Store)[0][0])")
     assert (done.returncode, done.stdout, done.stderr) == (0, "TypeError\n", "")
+
+
+def test_threads_that_store_first_at_the_same_time_share_a_file(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Barrier
+
+    def put(store, barrier, number):
+        barrier.wait()
+        return [store.put("a", values(1000, 10*number + i)) for i in range(10)]
+
+    for trial in range(30):
+        store = Store(MPI.COMM_SELF, str(tmp_path / f"{trial}.h5"))
+        with ThreadPoolExecutor(4) as threads:
+            rows = sum(threads.map(put, [store] * 4, [Barrier(4)] * 4, range(4)), [])
+        assert len({row.row.offset for row in rows}) == 40 and store._files == 1
+        for seed, row in enumerate(rows):
+            np.testing.assert_array_equal(read(store, row, 1000), values(1000, seed))

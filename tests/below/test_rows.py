@@ -350,6 +350,21 @@ row.write(2*np.ones(10))
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_forked_child_writes_rows_of_its_own(file, run_script):
+    done = run_script("""
+from localckpt._rows import Descriptor, Pool
+if os.fork() == 0:
+    pool = Pool(Descriptor(sys.argv[1], os.O_RDWR), True, "a")
+    pool.add(0, 80, 1)
+    row = pool.claim()
+    row.write(np.ones(10))
+    row.read(array := np.zeros(10))
+    os._exit(int(array.sum()))
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 10
+""", file)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_is_expected_comes_from_the_disk_by_itself(make_pool, file):
     pool = make_pool(stride=4 * PAGE, count=1)
     row, n = pool.claim(), 4 * PAGE

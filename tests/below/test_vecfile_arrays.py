@@ -176,6 +176,24 @@ def test_what_was_not_written_is_not_in(shared_tmp, name):
         assert file.names() == ["a"]
 
 
+@pytest.mark.parallel([1, 2])
+def test_an_encoded_name_is_no_name(shared_tmp):
+    with VecFile(WORLD, shared_tmp / "n.h5", "w") as file:
+        file.write_array("a/b", np.zeros(2))
+        assert "a/b" in file and "a%2Fb" not in file
+
+
+@pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize("ndim, dtype", [(40, "i4"), (33, "i4"), (33, "f4"), (32, "c8")])
+def test_arrays_of_more_dimensions_than_hdf5_has_are_refused(shared_tmp, raises_everywhere, ndim, dtype):
+    with VecFile(WORLD, shared_tmp / "n.h5", "w") as file:
+        with raises_everywhere(LayoutMismatch, ValueError, dataset="a", match="dimensions"):
+            file.write_array("a", np.zeros((1,) * ndim, dtype))
+        file.write_array("b", np.ones((1,) * 31, dtype))
+        file.read_array("b", back := np.zeros((1,) * 31, dtype))
+        assert back.all() and file.names() == ["b"]
+
+
 @pytest.mark.parallel([1, 2, 3])
 def test_slash_makes_no_group(shared_tmp):
     with VecFile(WORLD, shared_tmp / "n.h5", "w") as file:

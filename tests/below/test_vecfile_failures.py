@@ -87,6 +87,28 @@ def test_one_rank_alone_in_collective_transfers(tmp_path, run_script, case):
     assert (result.returncode, result.stderr) == (0, "")
 
 
+NORMS = """
+world = sys.argv[2] == "world"
+x = PETSc.Vec().createMPI((4 if comm.rank == 0 else 0, None))
+x.set(1)
+with VecFile(comm if world else MPI.COMM_SELF, sys.argv[1] + ("" if world else str(comm.rank)), "w") as file:
+    file.write("x", x)
+    x.set(3)
+    assert x.norm() == 6
+    before = x.stateGet()
+    file.read("x", x)
+    assert x.stateGet() > before
+    file.write("y", x)
+assert (x.norm(), x.dot(x)) == (2, 4), (x.norm(), x.dot(x))
+"""
+
+
+@pytest.mark.parametrize("files", ["world", "own"])
+def test_a_rank_that_owns_nothing_has_the_norm_of_what_was_read(tmp_path, run_script, files):
+    result = run_script(NORMS, tmp_path / "w.h5", files, ranks=2, seconds=15)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 FAILURES = """
 folder = sys.argv[1]
 seq = PETSc.Vec().createSeq(3)

@@ -415,6 +415,63 @@ assert not any("a.h5" in name for name in listing())
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_descriptor_that_belongs_to_another_file_by_now_is_left_alone(run_script, tmp_path):
+    # The numbers of MPI-IO's own descriptors, given to another file behind its back.
+    done = run_script("""
+file = VecFile(MPI.COMM_SELF, sys.argv[1] + "/a.h5", "x")
+file.write_array("a", np.ones(10))
+os.unlink(sys.argv[1] + "/a.h5")
+mine = [n for n in range(200) if os.path.islink(f"/proc/self/fd/{n}") and "a.h5" in os.readlink(f"/proc/self/fd/{n}")
+        and n != file.descriptor.fileno()]
+with open(sys.argv[1] + "/other", "w+b") as other:
+    for number in mine:
+        os.dup2(other.fileno(), number)
+    try:
+        file.close()
+    except localckpt.TransferError:
+        pass
+    listing = [os.readlink(f"/proc/self/fd/{n}") for n in range(200) if os.path.islink(f"/proc/self/fd/{n}")]
+    print(len(mine), sum("nowhere" in name for name in listing))
+""", tmp_path)
+    mine, nowhere = map(int, done.stdout.split())
+    assert done.returncode == 0 and mine >= 1 and nowhere == 1, done.stderr  # the one of the process
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_python_without_memfd_create_closes_files(run_script, tmp_path, ranks):
+    done = run_script("""
+del os.memfd_create
+file = VecFile(comm, sys.argv[1], "x")
+file.write_array("a", np.ones(10))
+comm.barrier()
+if comm.rank == 0:
+    os.unlink(sys.argv[1])
+comm.barrier()
+file.close()
+listing = [os.readlink(f"/proc/self/fd/{n}") for n in range(200) if os.path.islink(f"/proc/self/fd/{n}")]
+assert not any("a.h5" in name for name in listing), listing
+""", tmp_path / "a.h5", ranks=ranks, seconds=20)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_file_that_could_not_be_opened_leaves_no_name(run_script, tmp_path, ranks):
+    done = run_script("""
+import resource
+first, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+number = os.dup(0)
+os.close(number)
+if comm.rank == comm.size - 1:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number + 2, hard))
+found = attempt(VecFile, comm, sys.argv[1], "x")
+assert {kind for kind, words in found} == {"TransferError"} and "Too many open files" in found[0][1], found
+assert not os.path.exists(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (first, hard))
+VecFile(comm, sys.argv[1], "x").close()
+""", tmp_path / "a.h5", ranks=ranks, seconds=20)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_attribute_that_cannot_be_read_does_not_keep_a_file_open(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("a", data=np.zeros(3)).attrs["complex"] = "no"

@@ -55,6 +55,21 @@ os.kill(os.getpid(), 7)
     assert "Fatal Python error: Bus error" in done.stderr and "localckpt:" not in done.stderr
 
 
+def test_a_fault_that_was_to_be_ignored_ends_the_process(tmp_path, run_script):
+    # As it does without localckpt: ignored, the same instruction would fault for ever.
+    done = run_script("import ctypes, mmap\nctypes.CDLL(None).signal(7, ctypes.c_void_p(1))\n" + STORE + """
+os.kill(os.getpid(), 7)  # this one can be ignored
+with open(sys.argv[1] + "/other", "w+b") as file:
+    file.truncate(8192)
+    other = mmap.mmap(file.fileno(), 8192)
+    file.truncate(0)
+print("still here", flush=True)
+other[5000]
+""", tmp_path, seconds=20)
+    assert (done.returncode, done.stdout) == (-signal.SIGBUS, "still here\n")
+    assert "localckpt" not in done.stderr
+
+
 def test_a_handler_that_came_later_is_not_called_for_ever(tmp_path, run_script):
     done = run_script(STORE + """
 import faulthandler

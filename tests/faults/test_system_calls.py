@@ -153,7 +153,7 @@ with VecFile(comm, sys.argv[1], "w", collective={collective}) as file:
 
 @pytest.mark.parametrize("ranks, comm", [(2, "comm"), (2, "MPI.COMM_SELF"), (0, "comm")])
 @pytest.mark.parametrize("unlinked", [False, True])
-def test_a_file_about_which_the_system_cannot_say_anything_is_closed(run_script, tmp_path, faulty, ranks, comm, unlinked):
+def test_a_file_about_which_the_system_can_say_nothing_is_closed(run_script, tmp_path, faulty, ranks, comm, unlinked):
     done = run_script(f"""
 path = sys.argv[1] + (str(comm.rank) if {comm!r} != "comm" else "")
 file = VecFile({comm}, path, "x")
@@ -168,13 +168,14 @@ assert file.closed
 mine = [f"/proc/self/fd/{{n}}" for n in range(200) if os.path.islink(f"/proc/self/fd/{{n}}")]
 assert not any("all.h5" in os.readlink(link) for link in mine), mine
 """, tmp_path / "all.h5", seconds=20,
-                      before=[*faulty(f"fstat {errno.ESTALE} 0 {EVERY} all.h5", ranks, max(0, ranks - 1)), "FAULT_WAITS=1"])
+                      before=[*faulty(f"fstat {errno.ESTALE} 0 {EVERY} all.h5", ranks, max(0, ranks - 1)),
+                              "FAULT_WAITS=1"])
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("ranks, layout", LAYOUTS)
 @pytest.mark.parametrize("engine", ["direct", "viewer"])
-def test_a_store_about_whose_file_the_system_cannot_say_anything_goes_on(run, ranks, layout, engine):
+def test_a_store_about_whose_file_the_system_can_say_nothing_goes_on(run, ranks, layout, engine):
     run("""
 rows = save(3)
 os.environ["FAULT_NOW"] = "1"
@@ -200,10 +201,10 @@ def test_bytes_that_the_system_could_not_write_back_are_missed_in_the_forward_sw
 rows = save()
 found = attempt(store.sync)
 assert {kind for kind, words in found} == {"CheckpointError"}, found
-assert all("lost" in words and os.strerror(%d) in words and "first" in words for kind, words in found), found
+assert all("lost" in words and "Input/output error" in words and "first" in words for kind, words in found), found
 found = attempt(save), attempt(check, rows)
 assert {kind for kinds in found for kind, words in kinds} == {"CheckpointError"}, found
-""" % errno.EIO, f"sync_file_range {errno.EIO} 0 1 first", ranks, layout)
+""", f"sync_file_range {errno.EIO} 0 1 first", ranks, layout)
 
 
 def test_a_mapped_array_whose_bytes_were_not_written_back_is_not_handed_out(run):

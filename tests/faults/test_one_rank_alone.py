@@ -1,0 +1,218 @@
+"""Whatever fails on one rank only, no other rank waits for it.
+
+Each call that the code makes of something that can fail (the system, NumPy, a hash, an allocation, ...) fails in
+its turn, on rank 1 of 2, while both ranks go through a sequence of collective calls. They have to stay in step.
+A rank that waits ends with the script's time limit.
+"""
+
+import pytest
+
+FAULTS = """
+import errno, functools, importlib, itertools, signal
+from types import ModuleType
+
+# The names in a module that are not made to fail: what is collective is made of others that are, and an exception is
+# raised whatever it is.
+SPARED = {"raise_everywhere", "interrupts_held", "monotonic", "nullcontext", "suppress", "choose_engine", "next_folder",
+          "node_comm", "log", "sys", "atexit", "threading", "weakref", "errno", "_errno", "warnings", "MPI",
+          "more"}  # which is arithmetic
+
+
+class Faults:
+    '''Counts the calls that modules make, and has one of them fail.'''
+
+    def __init__(self, *modules):
+        self.arm(None, None)
+        for module in map(importlib.import_module, modules):
+            for name, value in list(vars(module).items()):
+                if name not in SPARED and not name.startswith("__") and self.fails(value):
+                    vars(module)[name] = self.wrapped(value, f"{module.__name__}: {name}")
+
+    @staticmethod
+    def fails(value):
+        '''Whether it is called for what it does: classes are asked for what they are, too.'''
+        return isinstance(value, ModuleType) or callable(value) and not isinstance(value, type)
+
+    def wrapped(self, value, name):
+        if isinstance(value, ModuleType):
+            class Module(ModuleType):
+                def __getattr__(module, attribute):
+                    found = getattr(value, attribute)
+                    return self.wrapped(found, f"{name}.{attribute}") if self.fails(found) else found
+            return Module(value.__name__)
+
+        def call(*args, **kwargs):
+            self.streak = self.streak + 1 if name == self.previous else 0
+            self.previous = name
+            self.count += self.streak < 3  # in a loop one fails like the other
+            if self.count == self.at and self.fired is None:
+                self.fired = name
+                if self.what == "interrupt":
+                    os.kill(os.getpid(), signal.SIGINT)
+                else:
+                    raise self.what()
+            return value(*args, **kwargs)
+        return call
+
+    def arm(self, at, what):
+        self.count, self.fired, self.what, self.streak, self.previous = 0, None, what, 0, None
+        self.at = at if comm.rank == 1 else None
+
+
+def outcome(call, *args):
+    try:
+        return "", call(*args)
+    except (Exception, KeyboardInterrupt) as exc:
+        return type(exc).__name__, None
+
+
+def in_turn(faults, scenario, check):
+    '''Go through a scenario again and again, each time with another fault, until there is none left.'''
+    kinds = [lambda: OSError(errno.EIO, "as if"), MemoryError] if sys.argv[-1] == "raise" else ["interrupt"]
+    points = set()
+    for what in kinds:
+        for at in itertools.count(1):
+            faults.arm(at, what)
+            found = scenario(at)
+            name, found = comm.bcast(faults.fired, root=1), comm.allgather(found)
+            if name is None:
+                break
+            points.add(name)
+            if comm.rank == 0:
+                with open(sys.argv[1] + "/last", "w") as last:
+                    last.write(f"{at} {name} {found}")
+            check(name, found)
+    if comm.rank == 0:
+        print(len(points), "points")
+
+"""
+
+VECFILE = FAULTS + """
+faults = Faults("localckpt._vecfile", "localckpt._collective")
+x = PETSc.Vec().createSeq(6 + comm.rank)
+x.setBlockSize(1)
+
+
+def scenario(at):
+    path = sys.argv[1] + f"/{at}.h5"
+    results = []
+    for mode in "xa":
+        opened = []  # in one call of C: an interrupt that comes with its end does not lose the file
+        results.append(outcome(opened.extend, map(functools.partial(VecFile, comm, path), [mode]))[0])
+        if not opened:
+            continue
+        file, = opened
+        for call in (lambda: file.write("x", x), lambda: file.read("x", x),
+                     lambda: file.write_array("f", np.ones(5 + comm.rank)),
+                     lambda: file.write_array("i", np.ones((2, 3), int)),
+                     lambda: file.read_array("i", np.ones((2, 3), int)),
+                     lambda: file.create_rows("rows" + mode, 4, np.ones(3), checksums=True),
+                     lambda: file.agree(bytearray(3)), file.flush, file.close):
+            results.append(outcome(call)[0])
+        if not file.closed:
+            results.append(outcome(file.close)[0])
+    comm.barrier()
+    if comm.rank == 0 and os.path.exists(path):
+        os.unlink(path)
+    return results
+
+
+def check(name, found):
+    if sys.argv[-1] == "raise":  # what fails on one rank is raised on both
+        assert found[0] == found[1], (name, found)
+    else:
+        assert set(found[0]) == {""} and set(found[1]) <= {"", "KeyboardInterrupt"}, (name, found)
+        assert "KeyboardInterrupt" in found[1], (name, found)
+
+
+in_turn(faults, scenario, check)
+"""
+
+STORE = FAULTS + """
+from localckpt.store import Store
+faults = Faults("localckpt._vecfile", "localckpt._collective", "localckpt.engines", "localckpt.store")
+arrays = [np.full(40_000 * (i % 3 > 1) + 10 + comm.rank, float(i)) for i in range(12)]
+
+
+def get(store, stored, i):
+    found = store.get(stored, arrays[i].shape, arrays[i].dtype)
+    assert (found == arrays[i]).all(), "other numbers than were stored"
+
+
+def scenario(at):
+    engine, cleanup = sys.argv[2], sys.argv[3] == "unlinked"
+    os.makedirs(sys.argv[1] + f"/{at}", exist_ok=True)
+    comm.barrier()
+    store = Store(comm, sys.argv[1] + f"/{at}/all.h5", cleanup, engine)
+    results = []
+    for sweep in range(2):
+        held = []
+        for i, array in enumerate(arrays):
+            kind, stored = outcome(store.put, f"key{i % 3}", array)
+            results.append(kind)
+            held.append((i, stored))
+        results.append(outcome(store.sync)[0])
+        for i, stored in held:
+            there = comm.allgather(stored is not None) if store.collective else [stored is not None]
+            if all(there):
+                results.append(outcome(get, store, stored, i)[0])
+        results.append(outcome(store.flush)[0])
+        del held, stored
+        results.append(outcome(store.retire)[0])
+    assert "AssertionError" not in results, results
+    return results
+
+
+def check(name, found):
+    if sys.argv[-1] != "raise":
+        assert set(found[0]) == {""} and set(found[1]) <= {"", "KeyboardInterrupt"}, (name, found)
+
+
+in_turn(faults, scenario, check)
+"""
+
+
+def run(run_script, tmp_path, code, *args):
+    before = ["env", "OMPI_MCA_mpi_yield_when_idle=1"]  # who waits leaves the cores to who works
+    done = run_script(code, tmp_path, *args, ranks=2, before=before, seconds=300)
+    last = (tmp_path / "last").read_text() if (tmp_path / "last").exists() else ""
+    assert done.returncode == 0, f"after {last}\n{done.stderr}"
+    return int(done.stdout.split()[-2])
+
+
+@pytest.mark.parametrize("what", ["raise", "interrupt"])
+def test_ranks_of_a_file_stay_in_step(run_script, tmp_path, what):
+    assert run(run_script, tmp_path, VECFILE, what) > 10
+
+
+@pytest.mark.parametrize("what", ["raise", "interrupt"])
+@pytest.mark.parametrize("engine", ["direct", "viewer"])
+@pytest.mark.parametrize("file", ["unlinked", "kept"])
+def test_ranks_of_a_store_stay_in_step(run_script, tmp_path, engine, file, what):
+    assert run(run_script, tmp_path, STORE, engine, file, what) > 15
+
+
+def test_an_error_that_cannot_be_pickled_is_told_to_all_ranks(run_script, tmp_path):
+    done = run_script("""
+from localckpt._collective import raise_everywhere
+
+
+class Local(ValueError):
+    def __init__(self, a, b):
+        super().__init__(a)
+        self.file = open(os.devnull)
+
+
+class Wordless(Local):
+    def __str__(self):
+        raise RuntimeError
+
+
+for kind, words in (Local, "Local: lost"), (Wordless, "cannot be described"):
+    found = attempt(raise_everywhere, comm, kind("lost", 2) if comm.rank == 1 else None)
+    assert all(words in said for kind, said in found), found
+error = MemoryError("none left")
+found = attempt(raise_everywhere, comm, error if comm.rank == 1 else None)
+assert set(found) == {("MemoryError", "none left")}, found
+""", ranks=3, seconds=20)
+    assert (done.returncode, done.stderr) == (0, "")
