@@ -8,7 +8,15 @@ takes its options from the command line only if Firedrake, or the user, starts i
 """
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from os.path import dirname
 from typing import TYPE_CHECKING
+
+if find_spec("localckpt._petsc") is None:
+    raise ImportError(f"the localckpt in {dirname(__file__)} is not compiled: to use the one that is installed, start "
+                      "Python in another directory; to use this one, 'pip install --no-build-isolation -e .' there",
+                      name=__name__)
 
 if TYPE_CHECKING:
     from localckpt._errors import (
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
     from localckpt._vecfile import VecFile
     from localckpt.functions import TemporaryFunctionCheckpointFile as TemporaryFunctionCheckpointFile
     from localckpt.places import node_comm
+    __version__: str
 
 __all__ = ["CheckpointError", "ChecksumMismatch", "ClosedFile", "FileExists", "FileNotFound", "LayoutMismatch",
            "NoAccess", "NotHDF5", "StorageError", "TransferError", "UnknownDataset", "VecFile",
@@ -37,6 +46,11 @@ _home = {"VecFile": "localckpt._vecfile", "TemporaryFunctionCheckpointFile": "lo
 
 
 def __getattr__(name):
+    if name == "__version__":
+        try:
+            return version(__name__)
+        except PackageNotFoundError:  # compiled in a clone, and not installed
+            return "0+unknown"
     if name not in __all__ and name not in _home:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

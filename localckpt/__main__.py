@@ -6,7 +6,9 @@ import os
 import runpy
 import sys
 from dataclasses import asdict
+from importlib.util import find_spec
 
+import localckpt
 from localckpt import leftovers, tools
 
 
@@ -15,12 +17,28 @@ def run(target, arguments, module):
     ``enable_disk_checkpointing`` making localckpt's checkpointers."""
     sys.argv = [target, *arguments]  # PETSc reads its options from here
     sys.path[0] = os.getcwd() if module else os.path.dirname(os.path.abspath(target))
+    refuse_missing(target, module)
     from localckpt import adjoint, seam
     seam.install(adjoint.DiskCheckpointer, adjoint.LocalCheckpoint, everywhere=True)
     if module:
         runpy.run_module(target, run_name="__main__", alter_sys=True)
     else:
         runpy.run_path(target, run_name="__main__")
+
+
+def refuse_missing(target, module):
+    """End as ``python`` does if there is no such script or module."""
+    package = target.partition(".")[0]
+    if module and find_spec(package) is None:
+        print(f"localckpt run: No module named {package}", file=sys.stderr)
+        sys.exit(1)
+    try:
+        if not module and not os.path.isdir(target):
+            open(target, "rb").close()
+    except OSError as exc:
+        print(f"localckpt run: can't open file {os.path.abspath(target)!r}: [Errno {exc.errno}] {exc.strerror}",
+              file=sys.stderr)
+        sys.exit(2)
 
 
 def clean(folders, really, as_json):
@@ -40,6 +58,12 @@ def clean(folders, really, as_json):
     return 1 if left else 0
 
 
+def directory(word):
+    if os.path.exists(word) and not os.path.isdir(word):
+        raise argparse.ArgumentTypeError(f"{word} is not a directory")
+    return word
+
+
 def positive(word):
     if not float(word) > 0:
         raise ValueError
@@ -50,6 +74,7 @@ def main(argv=None):
     name = "localckpt" if os.path.basename(sys.argv[0]) == "localckpt" else "python -m localckpt"
     parser = argparse.ArgumentParser(prog=name, description=__doc__, epilog="Exit status: 2 for a command line that "
                                      "says nothing, else as each command's help says.")
+    parser.add_argument("--version", action="version", version=f"localckpt {localckpt.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     command = commands.add_parser("run", help="run an unmodified script or module on localckpt",
                                   usage="%(prog)s (script.py | -m module) [arguments ...]",
@@ -83,8 +108,8 @@ def main(argv=None):
         description="List the folders that runs have made, and what becomes of each: one that a live run uses, "
                     "that cleanup=False asked to keep, or that is another user's or host's, stays.",
         epilog="Exit status: 0, or 1 if something could not be removed.")
-    command.add_argument("folders", nargs="*", metavar="folder", default=[*leftovers.usual(), os.getcwd()],
-                         help="where to look (default: %(default)s)")
+    command.add_argument("folders", nargs="*", type=directory, metavar="folder",
+                         default=[*leftovers.usual(), os.getcwd()], help="where to look (default: %(default)s)")
     command.add_argument("--yes", action="store_true", help="remove them; without it they are only listed")
     command.add_argument("--json", action="store_true", help="print a JSON list")
     command.set_defaults(call=lambda given: clean(given.folders, given.yes, given.json))

@@ -3,7 +3,7 @@
 After ``from firedrake.adjoint import *``, ``from localckpt.adjoint import *`` is all that
 a script needs: :func:`enable_disk_checkpointing` then stores the tape's checkpoints
 through localckpt, in a file per rank on a node-local disk unless told otherwise.  The
-other names are Firedrake's own.
+other names are Firedrake's own, but for :func:`checkpointable_mesh`, which leaves no file.
 
 Firedrake makes every disk checkpoint by calling ``CheckpointFunction``; importing this
 module puts the question which checkpointer it belongs to in front of that
@@ -14,13 +14,12 @@ import contextlib
 import os
 import warnings
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import firedrake
 from firedrake.adjoint_utils import checkpointing as fd
 from firedrake.adjoint_utils.checkpointing import (
-    checkpointable_mesh,
     continue_disk_checkpointing,
     disk_checkpointing,
     pause_disk_checkpointing,
@@ -33,19 +32,19 @@ from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
 from localckpt import leftovers, node_comm, seam
-from localckpt.functions import CopiedFunction, FunctionStore, check_ranks, content
+from localckpt.arguments import Arguments, agree, require_comm
+from localckpt.functions import CopiedFunction, FunctionStore, content
 from localckpt.places import (
     Place,
     Watch,
     announce,
-    choose_tiers,
     log,
     make_folder,
     named_folders,
     next_folder,
     raise_everywhere,
-    wanted_engine,
 )
+from localckpt.seam import checkpointable_mesh
 from localckpt.store import Store
 
 __all__ = ["checkpointable_mesh", "continue_disk_checkpointing", "disk_checkpointing",
@@ -56,7 +55,7 @@ def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
                               checkpoint_comm=None, checkpoint_dir=None, *, engine=None):
     """Add a :class:`DiskCheckpointer` to the working tape. Collective on `comm`.
 
-    A tape that has a checkpointer keeps it. Follows
+    A tape that has a checkpointer keeps it, with a warning if other arguments are given. Follows
     ``firedrake.adjoint.enable_disk_checkpointing``; what differs is where files go.
 
     Parameters
@@ -86,14 +85,19 @@ def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
     Raises
     ------
     OSError
-        If no file can be made there, or ranks of a `checkpoint_comm` do not see the same folder;
-        on every rank of `comm`.
+        If no file can be made there, or ranks of a `checkpoint_comm` do not see the same folder.
+    TypeError
+        If `checkpoint_comm` is no communicator, or a folder no path.
     ValueError
         If `checkpoint_comm` has ranks that `comm` lacks, `engine` or ``-localckpt_engine`` is none of the two,
-        or ``-localckpt_dir_limit`` does not fit the folders.
+        ``-localckpt_dir_limit`` does not fit the folders; or if ranks differ in `cleanup`, in whether the tape
+        has a checkpointer, or, within a `checkpoint_comm`, in that communicator, `engine`, folders or limits.
 
     Notes
     -----
+    All of these are raised on every rank of `comm`, before ranks could wait for each other. Ranks must pass
+    the same `comm`, which nothing can check.
+
     A checkpoint that fits nowhere is a :class:`localckpt.CheckpointError` on its rank, and so
     is every later use of the tape there: what is lost cannot be made good. Uncaught, it ends
     the whole job. A script that catches it has to end the other ranks, which know nothing of it.
@@ -103,11 +107,25 @@ def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
     With ``-localckpt_view`` rank 0 prints its part of :meth:`DiskCheckpointer.summary` in the end.
     """
     tape = get_working_tape()
-    if "firedrake" not in tape._package_data:
-        tape._package_data["firedrake"] = DiskCheckpointer(
+    there = tape._package_data.get("firedrake")
+    given = {"dirname": dirname, "comm": comm, "cleanup": cleanup, "checkpoint_comm": checkpoint_comm,
+             "checkpoint_dir": checkpoint_dir, "engine": engine}
+    if there is None:
+        there = tape._package_data["firedrake"] = DiskCheckpointer(
             dirname, comm, cleanup, checkpoint_comm, checkpoint_dir, engine=engine)
+        there._arguments = given
+        return
+    require_comm("comm", comm)
+    agree(comm, None)
+    first = getattr(there, "_arguments", {})
+    ignored = [name for name, value in given.items() if value not in (DEFAULTS[name], first.get(name))]
+    if ignored:
+        warnings.warn(f"the working tape keeps the checkpointer that it has; ignored: {', '.join(ignored)}",
+                      UserWarning, stacklevel=2)
 
 
+DEFAULTS = {"comm": COMM_WORLD, "cleanup": True} | dict.fromkeys(
+    ("dirname", "checkpoint_comm", "checkpoint_dir", "engine"))  # nobody has given these
 _living: weakref.WeakSet = weakref.WeakSet()  # checkpointers
 
 
@@ -131,24 +149,28 @@ class DiskCheckpointer(TapePackageData):
 
     def __init__(self, dirname=None, comm=COMM_WORLD, cleanup=True,
                  checkpoint_comm=None, checkpoint_dir=None, *, engine=None):
+        require_comm("comm", comm)
+        given: Any = None
+        error: Exception | None = None
+        try:
+            if checkpoint_dir is None and checkpoint_comm is not None and not any(named_folders()):
+                warnings.warn(
+                    "checkpoint_comm without checkpoint_dir defaults to cwd, which is usually on the shared "
+                    "filesystem. Consider setting checkpoint_dir to a node-local path.", UserWarning, stacklevel=3)
+                checkpoint_dir = os.getcwd()
+            given = Arguments.checked(comm, dirname, cleanup, checkpoint_comm, checkpoint_dir, engine)
+        except (OSError, TypeError, UserWarning, ValueError) as exc:  # warnings may be errors
+            error = exc
+        agree(comm, given, error)
         self.comm = comm
-        self.cleanup = cleanup
-        self.checkpoint_comm = checkpoint_comm or MPI.COMM_SELF
-        if checkpoint_dir is None and checkpoint_comm is not None and not any(named_folders()):
-            warnings.warn(
-                "checkpoint_comm without checkpoint_dir defaults to cwd, which is usually on the shared "
-                "filesystem. Consider setting checkpoint_dir to a node-local path.", UserWarning, stacklevel=3)
-            checkpoint_dir = os.getcwd()
+        self.cleanup = given.cleanup
+        self.checkpoint_comm = given.checkpoint_comm
         node = node_comm(comm)
         most = comm.allreduce(node.size, MPI.MAX)
-        error = None
+        tiers = [replace(tier, limit=tier.limit / most) for tier in given.tiers]
         try:
-            check_ranks(self.checkpoint_comm, comm, "comm")
-            engine = wanted_engine(engine)
-            # With a checkpoint_comm, Firedrake's dirname is for the shared files only.
-            tiers = choose_tiers(checkpoint_dir or (dirname if checkpoint_comm is None else None), most)
-            self.dirname, tier = next_folder(self.checkpoint_comm, tiers, ["init.h5", "current.h5"], not cleanup)
-        except (OSError, ValueError) as exc:
+            self.dirname, tier = next_folder(self.checkpoint_comm, tiers, ["init.h5", "current.h5"], not self.cleanup)
+        except OSError as exc:
             error = exc
         try:
             raise_everywhere(comm, error)
@@ -157,21 +179,18 @@ class DiskCheckpointer(TapePackageData):
                 leftovers.remove(self.dirname)
             raise
         announce(Place.at(os.path.dirname(self.dirname)), comm, node)
-        self._parent = dirname or os.getcwd()
-        self._mesh_folders: list[str] = []
-        self._mesh_file = None
+        self._parent = given.parent
+        self._mesh_file: weakref.finalize | None = None
         self._new_files = 0
         self.init_checkpoint_file = self._file("init.h5")
         self.current_checkpoint_file = self._file("current.h5")
-        store = Store.inside(self.dirname, self.checkpoint_comm, tier, tiers, cleanup, engine)
+        store = Store.inside(self.dirname, self.checkpoint_comm, tier, tiers, self.cleanup, given.engine)
         self._watch = Watch(store, node.size, comm.rank)
         self._functions = FunctionStore(store)
         self._mesh_copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of their coordinates
-        folders = self._mesh_folders
-        if self.checkpoint_comm.rank == 0:
-            folders.append(self.dirname)
+        folder = self.dirname if self.cleanup and self.checkpoint_comm.rank == 0 else None
         view = comm.rank == 0 and PETSc.Options("localckpt_").getBool("view", False)
-        self._finalizer = weakref.finalize(self, _finish, store, folders if cleanup else [], os.getpid(), view)
+        self._finalizer = weakref.finalize(self, _finish, store, folder, os.getpid(), view)
         _living.add(self)
 
     def _file(self, name):
@@ -238,15 +257,19 @@ class DiskCheckpointer(TapePackageData):
         -------
         CheckpointFileName
         """
-        if self._mesh_file is None:
-            folder = make_folder(self.comm, self._parent, keep=not self.cleanup)
-            if self.comm.rank == 0:
-                self._mesh_folders.append(folder)
-            path = os.path.join(folder, "mesh.h5")
-            with firedrake.CheckpointFile(path, "w", comm=self.comm):
-                pass
-            self._mesh_file = CheckpointFileName(path, self.comm)
-        return self._mesh_file
+        folder = make_folder(self.comm, self._parent, keep=not self.cleanup)
+        file = CheckpointFileName(os.path.join(folder, "mesh.h5"), self.comm)
+        if self.cleanup and self.comm.rank == 0:
+            # Firedrake's checkpointable_mesh, whoever calls it, holds this until it returns.
+            self._mesh_file = weakref.finalize(file, leftovers.remove, folder)
+        with firedrake.CheckpointFile(file.name, "w", comm=self.comm):
+            pass
+        return file
+
+    def forget_mesh_file(self):
+        """Remove the file that a mesh was read back from, if `cleanup` says so. Not collective."""
+        if self._mesh_file is not None:
+            self._mesh_file()
 
     def summary(self):
         """What was saved and restored so far. Collective on `comm`.
@@ -271,16 +294,10 @@ class DiskCheckpointer(TapePackageData):
         Parameters
         ----------
         init : bool, optional
-            Whether meshes are written to a new file from now on.
+            As in Firedrake, of no consequence: a mesh's file is gone once the mesh was read from it.
         """
         if not self.cleanup:
             return
-        if init and self._mesh_file is not None:
-            folder = os.path.dirname(self._mesh_file.name)
-            self._mesh_file = None
-            if folder in self._mesh_folders:  # this rank has made it
-                self._mesh_folders.remove(folder)
-                leftovers.remove(folder)
         self._functions.store.retire()
 
     def reset(self):
@@ -315,12 +332,12 @@ class DiskCheckpointer(TapePackageData):
         self._watch.step()
 
 
-def _finish(store, folders, process, view):
+def _finish(store, folder, process, view):
     if os.getpid() != process:  # a forked child has no part in it
         return
     summary = str(store.summary)
     store.retire()
-    for folder in folders:
+    if folder is not None:
         leftovers.remove(folder)
     if view:  # of this rank alone: others may have ended already
         print(summary, flush=True)

@@ -21,6 +21,7 @@ from xxhash import xxh3_128_digest
 from localckpt import _petsc  # noqa: F401  (before what would not load with another PETSc)
 from localckpt._errors import CheckpointError, StorageError, TransferError
 from localckpt._vecfile import VecFile
+from localckpt.places import check_ranks
 from localckpt.templates import Template
 
 SCALAR = np.dtype(ScalarType)
@@ -215,13 +216,6 @@ class FunctionStore:
                 known[identity] = name if self._taken[name] == 1 else f"{name}~{self._taken[name]}"
             keys.append(known[identity])
         return keys
-
-
-def check_ranks(checkpoint_comm, comm, what):
-    """Raise ValueError if checkpoint_comm has ranks that comm lacks. Not collective."""
-    missing = MPI.Group.Difference(checkpoint_comm.group, comm.group)
-    if missing.size:
-        raise ValueError(f"checkpoint_comm has {missing.size} ranks that are not in {what}")
 
 
 class TemporaryFunctionCheckpointFile:

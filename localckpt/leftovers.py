@@ -50,13 +50,19 @@ def make(parent, files=(), keep=False):
     Returns
     -------
     str
+        Its absolute path, which a later change of the current directory does not touch.
 
     Raises
     ------
     OSError
+        With `parent` as its file name.
     """
+    parent = os.path.abspath(parent)
     while True:
-        path = tempfile.mkdtemp(prefix=f"{KEPT if keep else PREFIX}{socket.gethostname()}_", dir=parent)
+        try:
+            path = tempfile.mkdtemp(prefix=f"{KEPT if keep else PREFIX}{socket.gethostname()}_", dir=parent)
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, parent) from None  # mkdtemp names what it could not make
         try:
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             _locks[path] = lock, os.getpid()
@@ -102,7 +108,7 @@ class Folder:
     nbytes : int
         What the files in it take on the disk.
     age : float
-        Seconds since it was last changed.
+        Seconds since it was last changed; 0 where that cannot be known.
     why : str
         Why it stays, or nothing: then nobody needs it.
     """
@@ -132,9 +138,9 @@ def find(parent, prefix=PREFIX):
         return found
     for entry in entries:
         if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False):
-            nbytes, why, lock = 0, "", None
+            nbytes, age, why, lock = 0, 0.0, "", None
             try:
-                about = entry.stat(follow_symlinks=False)
+                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
                 why, lock = _claim(entry.path)
                 with os.scandir(entry.path) as inside:
                     nbytes = sum(file.stat(follow_symlinks=False).st_blocks * 512 for file in inside)
@@ -145,7 +151,7 @@ def find(parent, prefix=PREFIX):
             finally:
                 if lock is not None:
                     os.close(lock)
-            found.append(Folder(entry.path, nbytes, time.time() - about.st_mtime, why))
+            found.append(Folder(entry.path, nbytes, age, why))
     return sorted(found, key=lambda folder: folder.path)
 
 
@@ -181,14 +187,14 @@ def _claim(path):
     if name[:-8] != of_this_host():  # mkdtemp adds eight characters, and another host's name may go on after this one's
         return "of another host", None
     try:
-        if os.lstat(path).st_uid != os.getuid():
-            return "of another user", None
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except PermissionError:  # its mode is 0700
+        return "of another user", None
     except OSError as exc:
         return str(exc), None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(lock).st_uid == os.getuid():
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return "", lock
         why = "of another user"
     except BlockingIOError:

@@ -2,10 +2,11 @@
 
 import logging
 import os
+import re
 import shutil
 import socket
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import inf
 
 import psutil
@@ -76,12 +77,30 @@ def node_comm(comm, ranks_per_file=None):
     return groups[ranks_per_file]
 
 
+def ranks_in(comm, other):
+    """The rank in `comm` of each rank of another communicator, or ``MPI.UNDEFINED``. Not collective."""
+    group, others = comm.Get_group(), other.Get_group()
+    try:
+        return list(MPI.Group.Translate_ranks(others, list(range(others.size)), group))
+    finally:
+        group.Free()
+        others.Free()
+
+
+def check_ranks(checkpoint_comm, comm, what):
+    """Raise ValueError if checkpoint_comm has ranks that comm lacks. Not collective."""
+    missing = ranks_in(comm, checkpoint_comm).count(MPI.UNDEFINED)
+    if missing:
+        raise ValueError(f"checkpoint_comm has {missing} ranks that are not in {what}")
+
+
 @dataclass(frozen=True)
 class Tier:
-    """A folder, and the bytes that each rank may use there."""
+    """A directory, and the bytes that each rank may use there."""
 
     path: str
     limit: float = inf
+    given: str = field(default="the default directory", compare=False)  # how the user has named it
 
 
 @dataclass(frozen=True)
@@ -119,6 +138,12 @@ def named_folders():
     return [os.path.expandvars(name) for name in PETSc.Options("localckpt_").getString("dir", "").split(",")]
 
 
+def unset_variables(path):
+    """The names of variables that ``os.path.expandvars`` has left in a path, as an addition to a message."""
+    names = [name.strip("{}") for name in re.findall(r"\$(\w+|{\w+})", path)]
+    return "".join(f"; the variable {name} is not set" for name in names)
+
+
 def choose_place():
     """The node-local folder to use where the user named none. Not collective.
 
@@ -134,7 +159,8 @@ def choose_place():
     if usable(named):
         return Place.at(named)
     if named:
-        log.warning("-localckpt_dir %s is not a folder to write to on %s", named, MPI.Get_processor_name())
+        log.warning("-localckpt_dir %s is not a folder to write to on %s%s", named, MPI.Get_processor_name(),
+                    unset_variables(named))
     for folder in filter(usable, leftovers.usual()):
         place = Place.at(folder)
         if not place.in_ram:
@@ -147,44 +173,58 @@ def choose_place():
     return Place.at(os.getcwd())
 
 
-def choose_tiers(folders, ranks):
-    """The folders to use, one after another as each is full. Not collective.
+def choose_tiers(folders, ranks, argument="folders"):
+    """The directories to use, one after another as each is full. Not collective.
 
     Parameters
     ----------
-    folders : str or sequence of str or None
+    folders : str or os.PathLike or sequence of these or None
         None: those in the PETSc option ``-localckpt_dir``, separated by commas, or the one that
         :func:`choose_place` finds.
     ranks : int
         How many share what ``-localckpt_dir_limit`` gives each node.
+    argument : str, optional
+        What messages call `folders`.
 
     Returns
     -------
     list of Tier
+        With absolute paths.
 
     Raises
     ------
+    TypeError
+        If `folders` is nothing of the above.
     ValueError
-        If the option is not one number, or one for each folder.
+        If it names no directory, or the option is not one number, or one for each directory.
     """
     if folders is None:
         named = named_folders()
         folders = [name for name in named if name]
         if len(folders) < len(named) > 1:
             log.warning("-localckpt_dir has empty names, which are left out: %s", ",".join(named))
-        if len(folders) < 2:
-            folders = choose_place().path
-    if isinstance(folders, (str, os.PathLike)):
-        folders = [folders]
-    folders = [os.path.expandvars(os.fspath(folder)) for folder in folders]
+        tiers = ([Tier(os.path.abspath(name), given=f"-localckpt_dir {name}") for name in folders]
+                 if len(folders) > 1 else [Tier(os.path.abspath(choose_place().path))])
+    else:
+        single = isinstance(folders, (str, bytes, os.PathLike))
+        try:
+            names = [os.fsdecode(folder) for folder in ([folders] if single else folders)]
+        except TypeError:
+            raise TypeError(f"{argument} is the path of a directory or a sequence of paths, not {folders!r}") from None
+        if not names or not all(map(os.path.expandvars, names)):
+            raise ValueError(f"{argument}={folders!r} names no directory")
+        tiers = [Tier(os.path.abspath(os.path.expandvars(name)), given=f"{argument}={name!r}") for name in names]
     given = PETSc.Options("localckpt_").getString("dir_limit", "")
-    limits = [float(limit) for limit in given.split(",")] if given else [inf]
+    try:
+        limits = [float(limit) for limit in given.split(",")] if given else [inf]
+    except ValueError:
+        limits = []
     if len(limits) == 1:
-        limits *= len(folders)
-    if len(limits) != len(folders) or not all(limit > 0 for limit in limits):
-        raise ValueError(f"-localckpt_dir_limit is one number of bytes, or one for each of {len(folders)} folders, "
+        limits *= len(tiers)
+    if len(limits) != len(tiers) or not all(limit > 0 for limit in limits):
+        raise ValueError(f"-localckpt_dir_limit is one number of bytes, or one for each of {len(tiers)} folders, "
                          f"not {given!r}")
-    return [Tier(folder, limit / ranks) for folder, limit in zip(folders, limits)]
+    return [replace(tier, limit=limit / ranks) for tier, limit in zip(tiers, limits)]
 
 
 class Watch:
@@ -275,8 +315,8 @@ def announce(place, comm, node):
         message = (f"{MPI.Get_processor_name()}: checkpoints go to {place.path} ({place.filesystem}), "
                    f"{place.free / 1e9:.1f} GB free, {place.free / node.size / 1e9:.1f} GB for each of "
                    f"{node.size} ranks{limits}")
-        if message.partition("),")[0] not in said:
-            said.add(message.partition("),")[0])
+        if place.path not in announced:
+            announced.add(place.path)
             log.log(level, message)
         # Not into what others have: on a shared filesystem every node would look into all ranks' folders.
         dead = leftovers.remove_dead(leftovers.find(place.path, leftovers.of_this_host()))
@@ -285,11 +325,20 @@ def announce(place, comm, node):
                      len(dead), place.path, sum(folder.nbytes for folder in dead) / 1e6)
 
 
-said: set[str] = set()
+announced: set[str] = set()  # once is enough for a script that makes tape after tape
 
 
-def make_folder(comm, parent, files=(), keep=False):
+def make_folder(comm, parent, files=(), keep=False, given=None):
     """A folder of :func:`localckpt.leftovers.make`, made by rank 0 and seen by all. Collective on `comm`.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm
+    parent : str
+    files, keep
+        See :func:`localckpt.leftovers.make`.
+    given : str, optional
+        How the user has named `parent`.
 
     Raises
     ------
@@ -301,7 +350,9 @@ def make_folder(comm, parent, files=(), keep=False):
         try:
             made = leftovers.make(parent, files, keep)
         except OSError as exc:
-            error = exc
+            error = OSError(exc.errno, f"{given or parent} on {MPI.Get_processor_name()} cannot be used ({exc.strerror}"
+                            f"{unset_variables(parent)}): name a directory that is there, and can be written to, on "
+                            "every node", exc.filename)
     made, error = comm.bcast((made, error))
     if made is not None and comm.size > 1:
         host = MPI.Get_processor_name()
@@ -351,7 +402,7 @@ def next_folder(comm, tiers, files=(), keep=False):
     while True:
         tier = tiers.pop(0)
         try:
-            return make_folder(comm, tier.path, files, keep), tier
+            return make_folder(comm, tier.path, files, keep, tier.given), tier
         except OSError as exc:
             if not tiers:
                 raise

@@ -5,6 +5,7 @@ taught to ask (:func:`checkpointer`) whose checkpoint it is to be.  Tapes that c
 Firedrake's own checkpointer keep working beside ours.
 """
 
+import sys
 import warnings
 import weakref
 from functools import wraps
@@ -45,6 +46,19 @@ def checkpointer():
     return active or get_working_tape()._package_data.get("firedrake")
 
 
+theirs_mesh = fd.checkpointable_mesh
+
+
+@wraps(theirs_mesh)
+def checkpointable_mesh(mesh):
+    try:
+        return theirs_mesh(mesh)
+    finally:  # if it raises, its frame lives on, and keeps the file, until the job is aborted
+        forget = getattr(checkpointer(), "forget_mesh_file", None)
+        if forget is not None:
+            forget()
+
+
 def install(ours, checkpoint_class, everywhere=False):
     """Let `ours` make the checkpoints of its tapes.
 
@@ -55,7 +69,8 @@ def install(ours, checkpoint_class, everywhere=False):
     checkpoint_class : type
         A subclass of Firedrake's ``CheckpointFunction``, made of a Function and one of `ours`.
     everywhere : bool, optional
-        Let Firedrake's ``enable_disk_checkpointing`` make one of `ours`, too. Otherwise it
+        Let Firedrake's ``enable_disk_checkpointing`` make one of `ours`, too, and its
+        ``checkpointable_mesh`` be :func:`checkpointable_mesh`. Otherwise the first of them
         warns, once: a later ``from firedrake.adjoint import *`` may have brought it back.
 
     Raises
@@ -126,6 +141,9 @@ def install(ours, checkpoint_class, everywhere=False):
     replace(EnsembleFunctionMixin, "_ad_restore_at_checkpoint", restore_ensemble_checkpoint)
     if everywhere:
         replace(fd, "DiskCheckpointer", ours)
+        for name in fd.__name__, fd.__package__, "firedrake.adjoint":
+            if name in sys.modules:
+                replace(sys.modules[name], "checkpointable_mesh", checkpointable_mesh)
     else:
         replace(theirs["DiskCheckpointer"], "__init__", init)
 

@@ -31,6 +31,12 @@ RECENT = 1.0
 AHEAD = 1 << 23
 
 
+def not_copied(self, protocol):
+    """For ``__reduce_ex__``: neither pickle nor deepcopy can make another one."""
+    raise TypeError("a checkpoint is a place in a file that this process has open: it cannot be copied or pickled; "
+                    "restore it, and copy what that gives")
+
+
 class Stored:
     """An array on disk, which stays there as long as somebody holds this."""
 
@@ -45,6 +51,8 @@ class Stored:
         self.digest = digest
         self.verified = -inf  # when it was last read back and found right
         self.before = before  # weak reference to what was stored before it
+
+    __reduce_ex__ = not_copied
 
 
 def prefetch(stored):
@@ -450,8 +458,11 @@ class Store:
             self._next = store
         return self._next
 
+    __reduce_ex__ = not_copied
+
     def __del__(self):
-        self.retire()
+        if hasattr(self, "_next"):  # else __init__ did not get to its end
+            self.retire()
 
     @property
     def taken(self):

@@ -22,6 +22,7 @@ from spaces import (
 
 from localckpt import TemporaryFunctionCheckpointFile
 from localckpt.functions import FunctionStore
+from localckpt.places import check_ranks
 from localckpt.store import Store
 
 
@@ -244,3 +245,20 @@ def test_saving_needs_no_other_rank_than_the_files(shared_tmp):
     if MPI.COMM_WORLD.rank == 0:
         alone = FunctionStore(Store(MPI.COMM_SELF, str(shared_tmp / "alone.h5")))
         assert bits(alone.save(f).load()) == bits(f)
+
+
+@pytest.mark.parallel(2)
+def test_a_check_of_ranks_leaves_no_groups():
+    def next_handle():
+        everyone = MPI.COMM_WORLD.Get_group()
+        group = everyone.Incl([0])
+        number = group.py2f()
+        group.Free()
+        everyone.Free()
+        return number
+
+    before = next_handle()
+    for _ in range(3):
+        with pytest.raises(ValueError, match="checkpoint_comm has 1 ranks that are not in here"):
+            check_ranks(MPI.COMM_WORLD, MPI.COMM_SELF, "here")
+    assert next_handle() == before

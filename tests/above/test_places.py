@@ -305,3 +305,29 @@ def test_node_comm_of_no_ranks_is_an_error(raises_everywhere):
 def test_node_comms_of_the_world_do_no_harm_at_its_end(run_script, end):
     done = run_script("for of in comm, MPI.COMM_SELF: localckpt.node_comm(of, 2)\n" + end, ranks=2)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_folders_that_are_no_paths_are_an_error_that_names_the_argument():
+    for wrong in 3, [3], 0.5:
+        with pytest.raises(TypeError, match="checkpoint_dir is the path of a directory or a sequence of paths, not"):
+            choose_tiers(wrong, 1, "checkpoint_dir")
+
+
+@pytest.mark.parametrize("folders", [[], "", [""], "$EMPTY_HERE"])
+def test_folders_without_a_name_are_an_error(folders, monkeypatch):
+    monkeypatch.setenv("EMPTY_HERE", "")
+    with pytest.raises(ValueError, match="checkpoint_dir=.* names no directory"):
+        choose_tiers(folders, 1, "checkpoint_dir")
+
+
+@pytest.mark.parametrize("given", ["abc", "1e9,x", "1e9,", "nan"])
+def test_a_limit_that_is_no_number_is_an_error_that_names_the_option(limit, given):
+    limit(given)
+    with pytest.raises(ValueError, match="-localckpt_dir_limit is one number of bytes, .* not"):
+        choose_tiers(["/first", "/second"], 1)
+
+
+def test_an_option_with_a_variable_that_is_not_set_names_it_in_the_warning(folders, option, said):
+    option("$NOT_SET_HERE/x")
+    choose_place()
+    assert "the variable NOT_SET_HERE is not set" in said()[0][1]

@@ -1,9 +1,11 @@
 """Stored arrays: what is held is kept, what was dropped makes room, on all ranks alike."""
 
+import copy
 import ctypes
 import gc
 import mmap
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -419,6 +421,19 @@ def test_array_is_known_as_long_as_it_is_held(tmp_path, engine):
     held = store.put("row", kept)
     many(store, kept)
     assert store.put("row", kept) is held
+
+
+@pytest.mark.parametrize("copy_of", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_neither_a_store_nor_what_it_holds_can_be_copied(tmp_path, copy_of):
+    store = Store(MPI.COMM_SELF, str(tmp_path / "store.h5"))
+    for original in store, store.put("a", np.arange(3.0)):
+        with pytest.raises(TypeError, match="cannot be copied or pickled; restore it, and copy what that gives"):
+            copy_of(original)
+
+
+def test_a_store_that_was_not_made_says_nothing_when_it_goes(run_script):
+    done = run_script("from localckpt.store import Store\nprint(attempt(Store)[0][0])")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "TypeError\n", "")
 
 
 def test_threads_that_store_first_at_the_same_time_share_a_file(tmp_path):

@@ -3,11 +3,13 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ print(checkpointer.dirname, flush=True)
 """
 HOLDER = """
 import sys
+import tempfile
 from localckpt import leftovers
 print(leftovers.make(sys.argv[1]), flush=True)
 sys.stdin.read()
@@ -228,3 +231,35 @@ shutil.rmtree(get_working_tape()._package_data["firedrake"].dirname)
 assert_same(replay(functional), expected)
 """, tmp_path, Path(__file__).parents[1] / "tape")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_relative_folder_stays_where_it_was_when_the_current_one_changes(tmp_path, run_script):
+    (tmp_path / "mine").mkdir()
+    done = run_script("""
+from localckpt.store import Store
+from localckpt.places import choose_tiers
+os.chdir(sys.argv[1])
+store = Store.temporary(folders="mine")
+assert [tier.path for tier in choose_tiers("mine", 1)] == [sys.argv[1] + "/mine"]
+os.chdir("/")
+stored = store.put("a", np.arange(5.0))
+assert (store.get(stored, (5,), np.dtype(float)) == np.arange(5.0)).all()
+""", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(tmp_path / "mine") == []
+
+
+def test_a_folder_that_cannot_be_looked_at_stays_with_the_reason():
+    parent = Path(tempfile.mkdtemp())  # pytest's own are for nobody else
+    (parent / f"localckpt_{socket.gethostname()}_abcdefgh").mkdir()
+    parent.chmod(0o444)  # names can be read, and nothing else
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        found, = leftovers.find(parent)
+    finally:
+        os.seteuid(user)
+        parent.chmod(0o700)
+        shutil.rmtree(parent)
+    assert "Permission denied" in found.why and found.age == 0

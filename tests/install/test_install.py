@@ -63,6 +63,11 @@ def test_into_an_environment_that_is_there(tree, tmp_path):
     asked = run(overlay / "bin" / "localckpt", "clean", tmp_path / "a clone", cwd=tmp_path)
     assert (asked.returncode, asked.stdout) == (0, f"nothing in {tmp_path / 'a clone'}\n")
 
+    inside = run(python, "-m", "localckpt", "doctor", cwd=tree)
+    assert inside.returncode == 1 and "Traceback" not in inside.stdout
+    assert f"localckpt in {tree}/localckpt is not compiled: " in inside.stdout
+    assert run(python, "-m", "localckpt", "--version", cwd=tmp_path).stdout == "localckpt 0.1.0\n"
+
     used = run(python, "-c", """if True:
         import localckpt, sys
         from mpi4py import MPI
@@ -184,3 +189,11 @@ def test_source_distribution_needs_no_petsc(tree, tmp_path, petsc):
     made = run(sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path, cwd=tree,
                PYTHONPATH=str(petsc.parent / "path"))
     assert made.returncode == 0 and next(tmp_path.glob("*.tar.gz")), made.stdout
+
+
+def test_a_compiled_clone_that_is_not_installed_has_an_unknown_version(tree, tmp_path):
+    for module in (ROOT / "localckpt").glob("*.so"):
+        shutil.copy(module, tree / "localckpt")
+    asked = run(sys.executable, "-S", "-c", "import localckpt; print(localckpt.__version__)", cwd=tmp_path,
+                PYTHONPATH=str(tree))
+    assert asked.stdout == "0+unknown\n"

@@ -25,6 +25,8 @@ def die(step):
 continue_annotation()
 functional = record_on_disk(dirname=folder, checkpoint_dir=folder, cleanup=cleanup, in_step=die,
                             checkpoint_comm=MPI.COMM_SELF if layout == "own" else comm)
+if end == "mesh fails":
+    checkpointable_mesh("no mesh")
 checkpointable_mesh(fd.UnitSquareMesh(2, 2))
 sweep(functional, 1.3)
 if end == "raises":
@@ -75,12 +77,18 @@ def test_nothing_is_left_after(run, end):
     assert "Exception ignored" not in done.stderr
 
 
-@pytest.mark.parametrize("end", ["aborts", "SIGTERM"])
+@pytest.mark.parametrize("end", ["aborts", "SIGTERM", "SIGKILL"])
 def test_no_bytes_are_left_after(run, end):
     done, folder = run(0, end)
     assert done.returncode != 0
-    # Firedrake reads the mesh from a named file.
-    assert sum(size for path, size in files_below(folder).items() if Path(path).name != "mesh.h5") == 0
+    assert sum(files_below(folder).values()) == 0
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_no_bytes_are_left_after_a_mesh_that_could_not_be_written(run, ranks):
+    done, folder = run(ranks, "mesh fails")
+    assert done.returncode != 0 and "Error" in done.stderr
+    assert sum(files_below(folder).values()) == 0
 
 
 def test_a_tape_in_a_reference_cycle_is_cleaned_up_with_it(run):

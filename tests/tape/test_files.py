@@ -10,6 +10,7 @@ import pytest
 from burgers import SCALES, assert_same, control, record_on_disk, reference, replay, sweep
 from firedrake.adjoint import stop_annotating
 from firedrake.adjoint_utils.checkpointing import CheckpointFunction
+from firedrake.adjoint_utils.checkpointing import checkpointable_mesh as firedrakes_mesh
 from mpi4py import MPI
 from petsc4py import PETSc
 
@@ -187,17 +188,37 @@ def test_without_cleanup_the_files_stay(shared_tmp, tape):
     assert any(files_below(shared_tmp).values())
 
 
+def meshes_below(folder):
+    """The sizes of the files of meshes that there are, as rank 0 sees them, who removes them."""
+    files = files_below(folder) if MPI.COMM_WORLD.rank == 0 else {}
+    return MPI.COMM_WORLD.bcast([size for path, size in files.items() if path.endswith("mesh.h5")])
+
+
 @pytest.mark.parallel([1, 2])
-def test_meshes_of_a_cleared_tape_leave_no_files(shared_tmp, tape):
+@pytest.mark.parametrize("function", [checkpointable_mesh, firedrakes_mesh], ids=["localckpt's", "Firedrake's"])
+def test_a_mesh_that_was_read_back_leaves_no_file(function, shared_tmp, tape):
     enable_disk_checkpointing(dirname=str(shared_tmp))
-    counts = []
-    for _ in range(3):
-        checkpointable_mesh(fd.UnitSquareMesh(2, 2))
-        counts.append(sum(name.endswith("mesh.h5") for name in files_below(shared_tmp)))
-        MPI.COMM_WORLD.barrier()
-        tape.clear_tape()
-        MPI.COMM_WORLD.barrier()
-    assert counts == [1, 1, 1] and not any(name.endswith("mesh.h5") for name in files_below(shared_tmp))
+    for n in 2, 3:
+        mesh = function(fd.UnitSquareMesh(n, n))
+        assert meshes_below(shared_tmp) == []
+        assert fd.assemble(1 * fd.dx(mesh)) == pytest.approx(1)
+    assert exist(tape)
+
+
+@pytest.mark.parallel([1, 2])
+def test_without_cleanup_the_file_of_a_mesh_stays(shared_tmp, tape):
+    enable_disk_checkpointing(dirname=str(shared_tmp), cleanup=False)
+    checkpointable_mesh(fd.UnitSquareMesh(2, 2))
+    size, = meshes_below(shared_tmp)
+    assert size > 0
+
+
+@pytest.mark.parallel([1, 2])
+def test_a_mesh_that_cannot_be_written_leaves_no_file(shared_tmp):
+    enable_disk_checkpointing(dirname=str(shared_tmp))
+    with pytest.raises(AttributeError) as error:
+        checkpointable_mesh("no mesh")
+    assert error.tb is not None and meshes_below(shared_tmp) == []
 
 
 def test_with_a_checkpoint_comm_the_option_names_the_folder(shared_tmp, tape, recwarn):

@@ -19,6 +19,8 @@ from checkpoint_schedules import SingleDiskStorageSchedule
 continue_annotation()
 tape = get_working_tape()
 enable_disk_checkpointing()
+checkpointable_mesh(UnitSquareMesh(2, 2))
+mesh_files = [name for name in os.listdir() if name.startswith("localckpt_")]
 tape.enable_checkpointing(SingleDiskStorageSchedule())
 c = Function(FunctionSpace(UnitSquareMesh(2, 2), "CG", 1)).assign(2.0)
 u = Function(c.function_space())
@@ -35,6 +37,8 @@ facts = {
     "checkpointer": type(checkpointer).__module__,
     "kinds": sorted(kinds & {"localckpt.adjoint", "firedrake.adjoint_utils.checkpointing"}),
     "folder": os.path.dirname(checkpointer.dirname),
+    "mesh function": checkpointable_mesh.__module__ + " " + checkpointable_mesh.__globals__["__name__"],
+    "mesh files": mesh_files,
     "option": PETSc.Options().getInt("mine", 0),
     "slope": float(J.derivative().dat.data_ro.sum()),
 }
@@ -73,6 +77,10 @@ def module(tmp_path_factory):
 def test_scripts_tape_has_our_checkpointer(script):
     done, facts, *_ = script
     assert facts.get("checkpointer") == "localckpt.adjoint", done.stderr
+
+
+def test_scripts_mesh_leaves_no_file(script):
+    assert script[1]["mesh files"] == [] and script[1]["mesh function"].endswith("localckpt.seam")
 
 
 def test_scripts_checkpoints_are_ours(script):
@@ -139,6 +147,11 @@ def test_a_command_line_without_a_target_says_how_to_use_it(arguments, tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("usage: python -m localckpt")
 
 
-def test_a_missing_script_is_named(tmp_path):
-    done, _ = run(tmp_path, "not_there.py")
-    assert done.returncode != 0 and "not_there.py" in done.stderr
+@pytest.mark.parametrize("arguments, status, sentence", [
+    (["not_there.py"], 2, "can't open file '{}/not_there.py': [Errno 2] No such file or directory"),
+    (["-m", "not_there.at_all"], 1, "No module named not_there")], ids=["script", "module"])
+def test_a_missing_target_is_one_sentence_with_pythons_exit_status(arguments, status, sentence, tmp_path):
+    python = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, timeout=60)
+    done, _ = run(tmp_path, *arguments)
+    assert (done.returncode, python.returncode) == (status, status)
+    assert done.stderr == f"localckpt run: {sentence.format(tmp_path)}\n"

@@ -5,12 +5,14 @@ import os
 import resource
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 from mpi4py import MPI
 from petsc4py import PETSc
 
+import localckpt
 from localckpt import tools
 
 
@@ -179,3 +181,15 @@ def test_help_says_what_the_exit_status_means(command):
 def test_what_is_not_understood_is_status_2(arguments):
     done = run(*arguments)
     assert done.returncode == 2 and done.stderr.startswith("usage: python -m localckpt")
+
+
+def test_version_is_that_of_the_installed_package():
+    done = run("--version")
+    assert done.returncode == 0 and done.stdout == f"localckpt {localckpt.__version__}\n"
+    assert localckpt.__version__ == version("localckpt")
+
+
+def test_clean_of_a_file_says_that_it_is_no_directory(tmp_path):
+    (tmp_path / "file").touch()
+    done = run("clean", tmp_path / "file")
+    assert done.returncode == 2 and done.stderr.endswith(f"argument folder: {tmp_path}/file is not a directory\n")
