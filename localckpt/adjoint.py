@@ -32,6 +32,7 @@ from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
 from localckpt import leftovers, node_comm, seam
+from localckpt._collective import interrupts_held
 from localckpt.arguments import Arguments, agree, require_comm
 from localckpt.functions import CopiedFunction, FunctionStore, content
 from localckpt.places import (
@@ -150,48 +151,61 @@ class DiskCheckpointer(TapePackageData):
     def __init__(self, dirname=None, comm=COMM_WORLD, cleanup=True,
                  checkpoint_comm=None, checkpoint_dir=None, *, engine=None):
         require_comm("comm", comm)
-        given: Any = None
-        error: Exception | None = None
-        try:
-            if checkpoint_dir is None and checkpoint_comm is not None and not any(named_folders()):
-                warnings.warn(
-                    "checkpoint_comm without checkpoint_dir defaults to cwd, which is usually on the shared "
-                    "filesystem. Consider setting checkpoint_dir to a node-local path.", UserWarning, stacklevel=3)
-                checkpoint_dir = os.getcwd()
-            given = Arguments.checked(comm, dirname, cleanup, checkpoint_comm, checkpoint_dir, engine)
-        except (OSError, TypeError, UserWarning, ValueError) as exc:  # warnings may be errors
-            error = exc
-        agree(comm, given, error)
-        self.comm = comm
-        self.cleanup = given.cleanup
-        self.checkpoint_comm = given.checkpoint_comm
+        with interrupts_held():
+            given: Any = None
+            error: Exception | None = None
+            try:
+                if checkpoint_dir is None and checkpoint_comm is not None and not any(named_folders()):
+                    warnings.warn(
+                        "checkpoint_comm without checkpoint_dir defaults to cwd, which is usually on the shared "
+                        "filesystem. Consider setting checkpoint_dir to a node-local path.", UserWarning, stacklevel=3)
+                    checkpoint_dir = os.getcwd()
+                given = Arguments.checked(comm, dirname, cleanup, checkpoint_comm, checkpoint_dir, engine)
+            except Exception as exc:  # warnings may be errors
+                error = exc
+            agree(comm, given, error)
+            self.comm = comm
+            self.cleanup = given.cleanup
+            self.checkpoint_comm = given.checkpoint_comm
+            self._parent = given.parent
+            self._mesh_file: weakref.finalize | None = None
+            self._new_files = 0
+            self._mesh_copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of their coordinates
+            self._set_up(given)
+            _living.add(self)
+
+    def _set_up(self, given):
+        """Make the directory and the store. Collective on `comm`."""
+        comm = self.comm
         node = node_comm(comm)
         most = comm.allreduce(node.size, MPI.MAX)
         tiers = [replace(tier, limit=tier.limit / most) for tier in given.tiers]
+        self.dirname, error = "", None
         try:
             self.dirname, tier = next_folder(self.checkpoint_comm, tiers, ["init.h5", "current.h5"], not self.cleanup)
-        except OSError as exc:
+            store = Store.inside(self.dirname, self.checkpoint_comm, tier, tiers, self.cleanup, given.engine)
+            place = Place.at(os.path.dirname(self.dirname))
+        except Exception as exc:
             error = exc
         try:
             raise_everywhere(comm, error)
-        except Exception:
-            if error is None and self.checkpoint_comm.rank == 0:
+            first = comm.bcast(place)
+            try:
+                announce(place, first, comm, node)
+                self.init_checkpoint_file = self._file("init.h5")
+                self.current_checkpoint_file = self._file("current.h5")
+                self._watch = Watch(store, node.size, comm.rank)
+                self._functions = FunctionStore(store)
+                folder = self.dirname if self.cleanup and self.checkpoint_comm.rank == 0 else None
+                view = comm.rank == 0 and PETSc.Options("localckpt_").getBool("view", False)
+            except Exception as exc:
+                error = exc
+            raise_everywhere(comm, error)
+        except BaseException:
+            if self.dirname and self.checkpoint_comm.rank == 0:
                 leftovers.remove(self.dirname)
             raise
-        announce(Place.at(os.path.dirname(self.dirname)), comm, node)
-        self._parent = given.parent
-        self._mesh_file: weakref.finalize | None = None
-        self._new_files = 0
-        self.init_checkpoint_file = self._file("init.h5")
-        self.current_checkpoint_file = self._file("current.h5")
-        store = Store.inside(self.dirname, self.checkpoint_comm, tier, tiers, self.cleanup, given.engine)
-        self._watch = Watch(store, node.size, comm.rank)
-        self._functions = FunctionStore(store)
-        self._mesh_copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of their coordinates
-        folder = self.dirname if self.cleanup and self.checkpoint_comm.rank == 0 else None
-        view = comm.rank == 0 and PETSc.Options("localckpt_").getBool("view", False)
         self._finalizer = weakref.finalize(self, _finish, store, folder, os.getpid(), view)
-        _living.add(self)
 
     def _file(self, name):
         return CheckpointFileName(os.path.join(self.dirname, name), self.checkpoint_comm, self.checkpoint_comm)
@@ -327,8 +341,15 @@ class DiskCheckpointer(TapePackageData):
         seam.begin(self)
 
     def pause_checkpointing(self):
-        """The tape has saved its timestep. Not collective."""
+        """The tape has saved its timestep. Not collective.
+
+        Raises
+        ------
+        CheckpointError
+            If a checkpoint was lost (:meth:`localckpt.store.Store.sync`), and from then on.
+        """
         seam.end(self)
+        self._functions.sync()
         self._watch.step()
 
 

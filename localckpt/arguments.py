@@ -95,8 +95,13 @@ def agree(comm, given, error=None):
     TypeError, ValueError, OSError
         On every rank the same.
     """
+    row = None
+    try:
+        row = given and given.row()
+    except Exception as exc:
+        error = exc
     raise_everywhere(comm, error)
-    rows = comm.allgather(given and given.row())
+    rows = comm.allgather(row)
     everyone = range(len(rows))
     compare("the working tape", everyone, ["has no checkpointer yet" if row else "has one already" for row in rows])
     if not rows[0]:

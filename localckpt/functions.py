@@ -19,6 +19,7 @@ from pyop2.op2 import Dat
 from xxhash import xxh3_128_digest
 
 from localckpt import _petsc  # noqa: F401  (before what would not load with another PETSc)
+from localckpt._collective import raise_everywhere
 from localckpt._errors import CheckpointError, StorageError, TransferError
 from localckpt._vecfile import VecFile
 from localckpt.places import check_ranks
@@ -175,27 +176,36 @@ class FunctionStore:
         inner = getattr(function, "topological", function)  # what a Function looks up slowly
         dat = inner.dat
         dtype = dat.dtype
-        rows, halos = [], []
-        try:
-            for part, d in zip(parts, [dat] if type(dat) is Dat else dat):  # which is slow to iterate over itself
-                halo = d.halo_valid  # the same on every rank
-                halos.append(halo)
+        rows, halos, lost = [], [], None
+        for part, d in zip(parts, [dat] if type(dat) is Dat else dat):  # which is slow to iterate over itself
+            halo = d.halo_valid  # the same on every rank
+            halos.append(halo)
+            try:
                 # Not data_ro_with_halos, which would exchange stale halos. A stale halo is written all the same: the
-                # array can then be mapped whole. What sub() gives of a vector is every n-th number of it.
-                rows.append(self.store.put(part.key if dtype == SCALAR else f"{part.key}~{dtype}",
-                                           np.ascontiguousarray(d._data), None if halo else part.owned))
-        except CheckpointError as exc:
-            self.store.failure = copy(exc)  # without what its frames hold
-            raise
-        except (StorageError, OSError) as exc:
-            why = exc if isinstance(exc, StorageError) else TransferError(str(exc), exc.filename, errno=exc.errno)
-            lost = CheckpointError(
-                f"rank {V.comm.rank} on {MPI.Get_processor_name()} cannot store a checkpoint of {function.name()!r}: "
-                f"{why.cause}; {sum(d._data.nbytes for d in dat)} bytes wanted, {self.store.last.free} free",
-                why.file, why.dataset, why.rank, why.errno)
-            self.store.failure = copy(lost)
-            raise lost from None  # its cause is in its words
+                # array can then be mapped whole.
+                rows.append(self.store.put(part.key if dtype == SCALAR else f"{part.key}~{dtype}", d._data,
+                                           None if halo else part.owned))
+            except (StorageError, OSError) as exc:
+                if lost is None:  # the other components have their turn, as on the other ranks of the file
+                    lost = self._lost(function, dat, exc)
+        if lost is not None:
+            raise lost
         return SavedFunction(self.store, rows, parts, halos, dtype, V, type(function), inner.name(), function.count())
+
+    def _lost(self, function, dat, exc):
+        """The CheckpointError that says why a Function could not be stored, and that the store keeps."""
+        if not isinstance(exc, CheckpointError):
+            why = exc if isinstance(exc, StorageError) else TransferError(str(exc), exc.filename, errno=exc.errno)
+            exc = CheckpointError(
+                f"rank {function.function_space().comm.rank} on {MPI.Get_processor_name()} cannot store a checkpoint "
+                f"of {function.name()!r}: {why.cause}; {sum(d._data.nbytes for d in dat)} bytes wanted, "
+                f"{self.store.last.free} free", why.file, why.dataset, why.rank, why.errno)
+        self.store.failure = copy(exc)  # without what its frames hold
+        return copy(exc)
+
+    def sync(self):
+        """Find out whether a checkpoint was lost (:meth:`localckpt.store.Store.sync`). Not collective."""
+        self.store.sync()
 
     def _learn(self, V):
         known, number = self._parts, id(V)
@@ -256,7 +266,13 @@ class TemporaryFunctionCheckpointFile:
             With `idx`, and the function's mesh and element, the dataset's name.
         idx : int
         """
-        for dataset, array in zip(self._datasets(function.function_space(), name, idx), owned_arrays(function)):
+        error = None
+        try:
+            datasets, arrays = self._datasets(function.function_space(), name, idx), owned_arrays(function)
+        except Exception as exc:
+            error = exc
+        raise_everywhere(self.comm, error)
+        for dataset, array in zip(datasets, arrays):
             self._file.write_array(dataset, array)
 
     def load_function(self, function_space, name, idx=None):
@@ -275,12 +291,15 @@ class TemporaryFunctionCheckpointFile:
         -------
         firedrake.Function or firedrake.Cofunction
         """
-        arrays = []
-        for Vi, dataset in zip(function_space, self._datasets(function_space, name, idx)):
-            part = Part(Vi)
-            array = np.zeros(part.shape, SCALAR)
+        error = None
+        try:
+            datasets, parts = self._datasets(function_space, name, idx), [Part(Vi) for Vi in function_space]
+            arrays = [np.zeros(part.shape, SCALAR) for part in parts]
+        except Exception as exc:
+            error = exc
+        raise_everywhere(self.comm, error)
+        for dataset, array, part in zip(datasets, arrays, parts):
             self._file.read_array(dataset, array[:part.owned])
-            arrays.append(array)
         return new_function(function_space, Function, arrays, [False] * len(arrays))
 
     def _datasets(self, V, name, idx):

@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import shutil
-import socket
 import weakref
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -14,7 +13,7 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 from localckpt import leftovers
-from localckpt._collective import raise_everywhere
+from localckpt._collective import interrupts_held, raise_everywhere
 
 __all__ = ["Place", "Tier", "Watch", "announce", "choose_engine", "choose_place", "choose_tiers", "make_folder",
            "next_folder", "node_comm", "raise_everywhere", "wanted_engine"]
@@ -66,14 +65,16 @@ def node_comm(comm, ranks_per_file=None):
     if groups is None:
         comm.Set_attr(_groups, groups := {})
     if not groups.get(ranks_per_file):  # not made yet, or freed by its user
-        if ranks_per_file is not None:
-            node = node_comm(comm)
-            groups[ranks_per_file] = node.Split(node.rank // ranks_per_file)
-        else:
-            memory = comm.Split_type(MPI.COMM_TYPE_SHARED)
-            hosts = memory.allgather(socket.gethostname())
-            groups[None] = memory.Split(hosts.index(hosts[memory.rank]))
-            memory.Free()
+        with interrupts_held():
+            if ranks_per_file is not None:
+                node = node_comm(comm)
+                groups[ranks_per_file] = node.Split(node.rank // ranks_per_file)
+            else:
+                host = os.uname().nodename
+                memory = comm.Split_type(MPI.COMM_TYPE_SHARED)
+                hosts = memory.allgather(host)
+                groups[None] = memory.Split(hosts.index(host))
+                memory.Free()
     return groups[ranks_per_file]
 
 
@@ -294,10 +295,10 @@ def choose_engine(comm):
     return wanted_engine() or ("direct" if trusted else "viewer")
 
 
-def announce(place, comm, node):
-    """Say where checkpoints go and how much room there is. Collective on `comm`.
+def announce(place, first, comm, node):
+    """Say where checkpoints go and how much room there is. Not collective.
 
-    Rank 0 says it at level INFO; another node at level DEBUG, unless its place differs.
+    Rank 0, whose place is `first`, says it at level INFO; another node at level DEBUG, unless its place differs.
     Where nobody has configured logging it goes to stderr. One rank of each `node` then
     removes what dead runs have left there.
     """
@@ -306,7 +307,6 @@ def announce(place, comm, node):
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
-    first = comm.bcast(place)
     level = logging.INFO if comm.rank == 0 or (place.path, place.filesystem) != (
         first.path, first.filesystem) else logging.DEBUG
     limits = "".join(f"; the scheduler's limit is {name}={os.environ[name]}"
@@ -346,35 +346,43 @@ def make_folder(comm, parent, files=(), keep=False, given=None):
         On every rank: rank 0's, or one that says which ranks do not see the folder.
     """
     made = error = None
-    if comm.rank == 0:
-        try:
-            made = leftovers.make(parent, files, keep)
-        except OSError as exc:
-            error = OSError(exc.errno, f"{given or parent} on {MPI.Get_processor_name()} cannot be used ({exc.strerror}"
-                            f"{unset_variables(parent)}): name a directory that is there, and can be written to, on "
-                            "every node", exc.filename)
-    made, error = comm.bcast((made, error))
-    if made is not None and comm.size > 1:
-        host = MPI.Get_processor_name()
-        blind = comm.gather(None if sees(made) else f"rank {comm.rank} ({host})")
-        if comm.rank == 0 and any(blind):
-            leftovers.remove(made)
-            blind = list(filter(None, blind))
-            more = f" and {len(blind) - 8} more" if len(blind) > 8 else ""
-            error = OSError(f"{parent} of rank 0 ({host}) is not the one of {', '.join(blind[:8])}{more}: give the "
-                            "ranks of a file a folder that they share, or let only ranks of one node share files, "
-                            "with checkpoint_comm=localckpt.node_comm(comm)")
-        error = comm.bcast(error)
-    if error is not None:
-        raise error
+    with interrupts_held():
+        if comm.rank == 0:
+            try:
+                made = _make_given(parent, files, keep, given)
+            except Exception as exc:
+                error = exc
+        raise_everywhere(comm, error)
+        made = comm.bcast(made)
+        if comm.size > 1:
+            host = MPI.Get_processor_name()
+            blind = [words for words in comm.allgather("" if sees(made) else f"rank {comm.rank} ({host})") if words]
+            if blind:
+                if comm.rank == 0:
+                    leftovers.remove(made)
+                    more = f" and {len(blind) - 8} more" if len(blind) > 8 else ""
+                    error = OSError(f"{parent} of rank 0 ({host}) is not the one of {', '.join(blind[:8])}{more}: give "
+                                    "the ranks of a file a directory that they share, or let only ranks of one node "
+                                    "share files, with checkpoint_comm=localckpt.node_comm(comm)")
+                raise_everywhere(comm, error)
     return made
+
+
+def _make_given(parent, files, keep, given):
+    """Rank 0's part of :func:`make_folder`, with an error that the user can do something about."""
+    try:
+        return leftovers.make(parent, files, keep)
+    except OSError as exc:
+        raise OSError(exc.errno, f"{given or parent} on {MPI.Get_processor_name()} cannot be used ({exc.strerror}"
+                      f"{unset_variables(parent)}): name a directory that is there, and can be written to, on "
+                      "every node", exc.filename) from None
 
 
 def sees(folder):
     """Whether this rank can open that folder, whose name nobody else's has. Not collective."""
     try:
         os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    except OSError:
+    except Exception:
         return False
     return True
 

@@ -185,7 +185,12 @@ class Store:
         OSError
             If no folder can be made there, on every rank of `comm`.
         """
-        tiers = choose_tiers(folders, ranks)
+        error = None
+        try:
+            tiers = choose_tiers(folders, ranks)
+        except Exception as exc:
+            error = exc
+        raise_everywhere(comm, error)
         folder, tier = next_folder(comm, tiers)
         store = cls.inside(folder, comm, tier, tiers)
         if comm.rank == 0:
@@ -211,7 +216,7 @@ class Store:
         key : str
             Arrays stored under one key have, on each rank, always the same shape and type.
         array : numpy.ndarray
-            C-contiguous; of a Vec, its ``array_r``.
+            Of a Vec, its ``array_r``. Copied only if it is not C-contiguous.
         valid : int, optional
             So many entries along the first axis matter; those after them may come back as
             anything. Default: all.
@@ -237,6 +242,7 @@ class Store:
         try:
             if self.failure is not None:
                 raise copy(self.failure)
+            array = np.ascontiguousarray(array)  # what sub() gives of a vector is every n-th number of it
             part = array if valid is None else array[:valid]
             digest = xxh3_128_digest(part)
             nbytes = array.nbytes

@@ -258,8 +258,14 @@ cdef int view_vec(Handle handle, const char* link, const void* data, PetscInt n,
 cdef tuple create_rows(Handle handle, object name, int rows, long long limit, object room, object array,
                        bint checksums):
     cdef Dataset dataset, table = Dataset()
-    sizes, _ = prepare(handle, ("write", rows, limit, room, checksums), name, array.size, 1, array.dtype, 1, NULL, None)
-    stride = sum(sizes) * array.itemsize
+    error = None
+    n, dtype = 0, SCALAR
+    try:
+        n, dtype = array.size, array.dtype
+    except Exception as exc:
+        error = exc
+    sizes, _ = prepare(handle, ("write", rows, limit, room, checksums), name, n, 1, dtype, 1, NULL, error)
+    stride = sum(sizes) * dtype.itemsize
     rows = max(1, min(rows, int(min(limit, room)) // max(1, stride)))
     if stride > room:
         raise TransferError(f"{os.strerror(_errno.EDQUOT)}: {room:.0f} bytes left of the limit, {stride} needed",
@@ -267,7 +273,7 @@ cdef tuple create_rows(Handle handle, object name, int rows, long long limit, ob
     error = None
     try:
         path = encode(name)
-        wanted = [(path, (rows, sum(sizes)), array.dtype, rows * stride)]
+        wanted = [(path, (rows, sum(sizes)), dtype, rows * stride)]
         if checksums:  # a table that nobody has written to reads as zeros
             beside = CHECKSUMS + b"/" + path
             wanted.append((beside, (rows, handle.size), np.dtype(np.int64), 8 * rows * handle.size))
@@ -294,7 +300,7 @@ cdef tuple create_rows(Handle handle, object name, int rows, long long limit, ob
     except Exception as exc:
         error = about(handle, exc, name)
     handle.raise_everywhere(error)
-    first = H5Dget_offset(dataset.id) + sum(sizes[:handle.rank]) * array.itemsize if stride else 0
+    first = H5Dget_offset(dataset.id) + sum(sizes[:handle.rank]) * dtype.itemsize if stride else 0
     return first, stride, rows, H5Dget_offset(table.id) + 8 * handle.rank if checksums else None
 
 
