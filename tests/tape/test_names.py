@@ -30,9 +30,13 @@ def test_star_import_gives_firedrakes_names():
     assert sorted(localckpt.adjoint.__all__) == sorted(firedrakes.__all__)
 
 
-@pytest.mark.parametrize("name", sorted(set(firedrakes.__all__) - {"enable_disk_checkpointing"}))
+@pytest.mark.parametrize("name", sorted(set(firedrakes.__all__) - {"enable_disk_checkpointing", "checkpointable_mesh"}))
 def test_other_names_are_firedrakes_own(name):
     assert getattr(localckpt.adjoint, name) is getattr(firedrakes, name)
+
+
+def test_checkpointable_mesh_has_firedrakes_signature():
+    assert inspect.signature(localckpt.adjoint.checkpointable_mesh) == inspect.signature(firedrakes.checkpointable_mesh)
 
 
 def without_additions(function):
