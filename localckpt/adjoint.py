@@ -179,8 +179,12 @@ class DiskCheckpointer(TapePackageData):
         comm = self.comm
         node = node_comm(comm)
         most = comm.allreduce(node.size, MPI.MAX)
-        tiers = [replace(tier, limit=tier.limit / most) for tier in given.tiers]
         self.dirname, error = "", None
+        try:
+            tiers = [replace(tier, limit=tier.limit / most) for tier in given.tiers]
+        except Exception as exc:
+            error = exc
+        raise_everywhere(comm, error)
         try:
             self.dirname, tier = next_folder(self.checkpoint_comm, tiers, ["init.h5", "current.h5"], not self.cleanup)
             store = Store.inside(self.dirname, self.checkpoint_comm, tier, tiers, self.cleanup, given.engine)
@@ -198,6 +202,7 @@ class DiskCheckpointer(TapePackageData):
                 self._functions = FunctionStore(store)
                 folder = self.dirname if self.cleanup and self.checkpoint_comm.rank == 0 else None
                 view = comm.rank == 0 and PETSc.Options("localckpt_").getBool("view", False)
+                self._finalizer = weakref.finalize(self, _finish, store, folder, os.getpid(), view)
             except Exception as exc:
                 error = exc
             raise_everywhere(comm, error)
@@ -205,7 +210,6 @@ class DiskCheckpointer(TapePackageData):
             if self.dirname and self.checkpoint_comm.rank == 0:
                 leftovers.remove(self.dirname)
             raise
-        self._finalizer = weakref.finalize(self, _finish, store, folder, os.getpid(), view)
 
     def _file(self, name):
         return CheckpointFileName(os.path.join(self.dirname, name), self.checkpoint_comm, self.checkpoint_comm)

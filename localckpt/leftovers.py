@@ -79,7 +79,7 @@ def make(parent, files=(), keep=False):
                 return path
         except (FileNotFoundError, BlockingIOError):
             pass  # a cleaner was here between the making and the locking
-        except OSError:
+        except BaseException:
             remove(path)
             raise
         remove(path)

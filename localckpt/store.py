@@ -203,8 +203,9 @@ class Store:
 
         With that engine, or the one that the folder can be trusted with.
         """
-        return cls(comm, os.path.join(folder, "current.h5"), cleanup, engine or choose_engine(comm),
-                   limit=tier.limit, tiers=tiers, summary=summary, wanted=engine)
+        chosen = engine or choose_engine(comm)
+        return cls(comm, os.path.join(folder, "current.h5"), cleanup, chosen, limit=tier.limit, tiers=tiers,
+                   summary=summary, wanted=engine)
 
     def put(self, key, array, valid=None):
         """Store `array`; the same bytes again are not written again.

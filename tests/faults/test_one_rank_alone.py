@@ -15,7 +15,7 @@ from types import ModuleType
 # raised whatever it is.
 SPARED = {"raise_everywhere", "interrupts_held", "monotonic", "nullcontext", "suppress", "choose_engine", "next_folder",
           "node_comm", "log", "sys", "atexit", "threading", "weakref", "errno", "_errno", "warnings", "MPI",
-          "make_folder", "agree", "more", "require_comm", "compare", "some"}  # the last ones are arithmetic
+          "make_folder", "agree", "sees", "more", "require_comm", "compare", "some"}  # the last ones are arithmetic
 
 
 class Faults:
@@ -172,7 +172,7 @@ in_turn(faults, scenario, check)
 """
 
 SETUP = FAULTS + """
-import logging, pathlib
+import logging
 import firedrake
 from localckpt.adjoint import DiskCheckpointer
 faults = Faults("localckpt._collective", "localckpt.places", "localckpt.leftovers", "localckpt.arguments",
@@ -192,13 +192,11 @@ def check(name, found):
     if sys.argv[-1] == "raise":
         assert found[0] == found[1], (name, found)
     else:
-        assert found[0] == ["", True] and found[1][1], (name, found)
+        assert found[0] == ["", True] and found[1][0] in ("", "KeyboardInterrupt"), (name, found)
 
 
 DiskCheckpointer(None, comm, True, comm, sys.argv[1])  # imports what is imported when it is first needed
 in_turn(faults, scenario, check)
-comm.barrier()
-assert [path.name for path in pathlib.Path(sys.argv[1]).iterdir() if path.is_dir()] == [], os.listdir(sys.argv[1])
 """
 
 
