@@ -32,7 +32,7 @@ from pyadjoint import OverloadedType, get_working_tape
 from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
-from localckpt import leftovers, node_comm, seam
+from localckpt import garbage, leftovers, node_comm, seam
 from localckpt.functions import CopiedFunction, FunctionStore, check_ranks, content
 from localckpt.places import (
     Place,
@@ -131,6 +131,7 @@ class DiskCheckpointer(TapePackageData):
 
     def __init__(self, dirname=None, comm=COMM_WORLD, cleanup=True,
                  checkpoint_comm=None, checkpoint_dir=None, *, engine=None):
+        garbage.sweep()  # tapes that nobody needs any more hold files
         self.comm = comm
         self.cleanup = cleanup
         self.checkpoint_comm = checkpoint_comm or MPI.COMM_SELF
@@ -173,6 +174,7 @@ class DiskCheckpointer(TapePackageData):
         view = comm.rank == 0 and PETSc.Options("localckpt_").getBool("view", False)
         self._finalizer = weakref.finalize(self, _finish, store, folders if cleanup else [], os.getpid(), view)
         _living.add(self)
+        garbage.watch(self)
 
     def _file(self, name):
         return CheckpointFileName(os.path.join(self.dirname, name), self.checkpoint_comm, self.checkpoint_comm)
@@ -273,6 +275,7 @@ class DiskCheckpointer(TapePackageData):
         init : bool, optional
             Whether meshes are written to a new file from now on.
         """
+        garbage.thaw()
         if not self.cleanup:
             return
         if init and self._mesh_file is not None:
@@ -288,6 +291,7 @@ class DiskCheckpointer(TapePackageData):
 
         Old checkpoints are still read after this: it frees nothing.
         """
+        garbage.settle(self)
         if self.cleanup and self.checkpoint_comm.rank == 0:
             with contextlib.suppress(OSError):  # a cleaner of temporary folders was here, or the disk has failed
                 os.utime(self.current_checkpoint_file.name)
@@ -354,6 +358,7 @@ class LocalCheckpoint(fd.CheckpointFunction):
 
     def __init__(self, function, checkpointer):
         self._saved = checkpointer.save(function)
+        self._checkpointer = weakref.ref(checkpointer)
 
     @property
     def name(self):
@@ -369,6 +374,9 @@ class LocalCheckpoint(fd.CheckpointFunction):
 
     def restore(self):
         """Read the Function back, with the name and count of the saved one."""
+        checkpointer = self._checkpointer()
+        if checkpointer is not None:
+            garbage.settle(checkpointer)  # a gradient without an evaluation before it
         return self._saved.load()
 
 
