@@ -31,7 +31,7 @@ from pyadjoint import OverloadedType, get_working_tape
 from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
-from localckpt import leftovers, node_comm, seam
+from localckpt import garbage, leftovers, node_comm, seam
 from localckpt._collective import interrupts_held
 from localckpt.arguments import Arguments, agree, require_comm
 from localckpt.functions import CopiedFunction, FunctionStore, content
@@ -150,6 +150,7 @@ class DiskCheckpointer(TapePackageData):
 
     def __init__(self, dirname=None, comm=COMM_WORLD, cleanup=True,
                  checkpoint_comm=None, checkpoint_dir=None, *, engine=None):
+        garbage.sweep()  # tapes that nobody needs any more hold files
         require_comm("comm", comm)
         with interrupts_held():
             given: Any = None
@@ -173,6 +174,7 @@ class DiskCheckpointer(TapePackageData):
             self._mesh_copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of their coordinates
             self._set_up(given)
             _living.add(self)
+            garbage.watch(self)
 
     def _set_up(self, given):
         """Make the directory and the store. Collective on `comm`."""
@@ -314,6 +316,7 @@ class DiskCheckpointer(TapePackageData):
         init : bool, optional
             As in Firedrake, of no consequence: a mesh's file is gone once the mesh was read from it.
         """
+        garbage.thaw()
         if not self.cleanup:
             return
         self._functions.store.retire()
@@ -323,6 +326,7 @@ class DiskCheckpointer(TapePackageData):
 
         Old checkpoints are still read after this: it frees nothing.
         """
+        garbage.settle(self)
         if self.cleanup and self.checkpoint_comm.rank == 0:
             with contextlib.suppress(OSError):  # a cleaner of temporary folders was here, or the disk has failed
                 os.utime(self.current_checkpoint_file.name)
@@ -396,6 +400,7 @@ class LocalCheckpoint(fd.CheckpointFunction):
 
     def __init__(self, function, checkpointer):
         self._saved = checkpointer.save(function)
+        self._checkpointer = weakref.ref(checkpointer)
 
     @property
     def name(self):
@@ -411,6 +416,9 @@ class LocalCheckpoint(fd.CheckpointFunction):
 
     def restore(self):
         """Read the Function back, with the name and count of the saved one."""
+        checkpointer = self._checkpointer()
+        if checkpointer is not None:
+            garbage.settle(checkpointer)  # a gradient without an evaluation before it
         return self._saved.load()
 
 
