@@ -1,5 +1,6 @@
 """Arrays on disk, stored once however often they are saved."""
 
+import errno
 import os
 import weakref
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 from mpi4py import MPI
 from xxhash import xxh3_128_digest
 
-from localckpt import _petsc, leftovers  # noqa: F401  (_petsc before what would not load with another PETSc)
+from localckpt import _petsc, garbage, leftovers  # noqa: F401  (_petsc before what would not load with another PETSc)
 from localckpt._errors import CheckpointError, ChecksumMismatch, LayoutMismatch, TransferError
 from localckpt._vecfile import VecFile
 from localckpt.engines import DirectEngine, ViewerEngine
@@ -146,6 +147,7 @@ class Store:
         self._many = 1000  # so many are worth a look for the dead among them
         self._latest: Callable = lambda: None  # weak reference to what was stored last
         self._next = None
+        self._swept = False  # whether garbage was collected because there was no room
 
     @classmethod
     def temporary(cls, comm=MPI.COMM_SELF, folders=None, *, ranks=1):
@@ -238,6 +240,12 @@ class Store:
         except CheckpointError:
             raise
         except OSError as exc:
+            full = getattr(self._engine, "full", None)  # set on every rank of the file, or on none
+            if full is not None and full.errno in (errno.ENOSPC, errno.EDQUOT) and not self._swept:
+                self._swept = True
+                self._engine.full = None
+                garbage.sweep()  # what is in the way may belong to tapes that nobody needs any more
+                return self.put(key, array, valid)
             stored = self._following(exc).put(key, array, valid)
             self._know(content, stored)
             return stored
