@@ -1,11 +1,11 @@
 """Arrays on disk, stored once however often they are saved."""
 
-import errno
 import os
 import weakref
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, replace
+from errno import EDQUOT, ENOSPC
 from math import inf, prod
 from time import monotonic
 
@@ -240,10 +240,11 @@ class Store:
         except CheckpointError:
             raise
         except OSError as exc:
-            full = getattr(self._engine, "full", None)  # set on every rank of the file, or on none
-            if full is not None and full.errno in (errno.ENOSPC, errno.EDQUOT) and not self._swept:
+            engine = self._engine
+            full = getattr(engine, "full", None)  # set on every rank of the file, or on none
+            if engine is not None and full is not None and not self._swept and full.errno in (ENOSPC, EDQUOT):
                 self._swept = True
-                self._engine.full = None
+                engine.full = None
                 garbage.sweep()  # what is in the way may belong to tapes that nobody needs any more
                 return self.put(key, array, valid)
             stored = self._following(exc).put(key, array, valid)

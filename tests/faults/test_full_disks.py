@@ -134,7 +134,7 @@ for i in range(5):
     functional.itself = functional
     sweep(functional, 1.3, mesh)
 print("right")
-""", size="3m")
+""", size="1500k")
     assert done.returncode == 0, done.stderr
     assert "right" in done.stdout
 

@@ -66,8 +66,8 @@ for schedule in (None, *sys.argv[3:]):
     alive = sum(isinstance(thing, fd.Function) for thing in gc.get_objects())
     waiting[schedule or "none"] = [number - alive for number in numbers]
 report(**waiting)
-""", "all on disk", "multistage, memory and disk", "mixed, disk", "hrevolve", "two levels, disk", "revolve", "all in memory",
-                    seconds=240)
+""", "all on disk", "multistage, memory and disk", "mixed, disk", "hrevolve", "two levels, disk", "revolve",
+                    "all in memory", seconds=240)
     assert len(waiting) == 8
     assert max(max(numbers) for numbers in waiting.values()) < 150, waiting  # left alone: hundreds after each sweep
 
