@@ -52,9 +52,10 @@ def prepare(kind, cells, steps, folder):
     from petsc4py import PETSc
     from problems import advection, square
 
-    collect = kind != "left alone"
-    PETSc.Options("localckpt_").setValue("collect", collect)
-    return advection("localckpt" if kind == "left alone" else kind, square(cells), steps, folder)
+    if kind == "left alone":
+        kind = "localckpt"
+        PETSc.Options("localckpt_").setValue("collect", False)
+    return advection(kind, square(cells), steps, folder)
 
 
 def measure(kind, cells, steps, folder):
