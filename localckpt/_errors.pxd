@@ -1,5 +1,5 @@
-# The one way in which PETSc's and HDF5's failures become exceptions, one thread at a time and not interrupted by Ctrl-C;
-# `cimport`able.
+# The one way in which PETSc's and HDF5's failures become exceptions, one thread at a time and without Ctrl-C in
+# between; `cimport`able.
 
 from libc.stdint cimport int64_t
 

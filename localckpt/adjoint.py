@@ -106,6 +106,10 @@ def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
     The PETSc option ``-localckpt_dir_limit`` gives the bytes that checkpoints may take on each
     node in each of the folders: one number for all, or one for each, separated by commas.
     With ``-localckpt_view`` rank 0 prints its part of :meth:`DiskCheckpointer.summary` in the end.
+
+    After a recording, what is alive is frozen (``gc.freeze``), so that Python's garbage collector runs often and
+    cheaply. ``-localckpt_collect 0`` leaves the collector alone, as does ``gc.disable()``; see *Disk checkpoints
+    and memory* in the manual.
     """
     tape = get_working_tape()
     there = tape._package_data.get("firedrake")

@@ -4,7 +4,8 @@ Functions refer to each other in cycles. A cycle that has lived through two coll
 at all old objects, which it does when those that wait exceed a quarter of them, and Firedrake alone is hundreds of
 thousands: so every sweep in reverse leaves Functions, and their arrays, to wait. What is alive after a
 recording is therefore frozen: taken out of the collector's sight. The collection after that tells Python
-that little is old, and it then collects often, in milliseconds, and by itself.
+that little is old, and it then collects often, in milliseconds, and by itself. A ``gc.collect()`` that somebody
+asks for sees everything, as ever: it thaws what is frozen, until the next sweep.
 
 All is local to a rank: nothing here communicates, nor may any destructor that a collection calls.
 """
@@ -25,6 +26,8 @@ _settled: weakref.WeakSet = weakref.WeakSet()  # owners whose recording is over
 def watch(owner):
     """Thaw what is frozen when the last of all owners goes."""
     global _owners
+    if not _owners:
+        gc.callbacks.append(_notice)
     _owners += 1
     weakref.finalize(owner, _leave).atexit = False
 
@@ -32,11 +35,11 @@ def watch(owner):
 def settle(owner):
     """Freeze what is alive; once for each owner, after its recording."""
     if owner not in _settled:
-        _settled.add(owner)
         if _wanted():
             _thaw()
             gc.collect()
             _freeze()
+        _settled.add(owner)
 
 
 def sweep():
@@ -62,8 +65,8 @@ def _freeze():
     global _frozen
     if gc.get_freeze_count() < PYTHONS_OWN:  # a script that has frozen objects decides itself when they thaw
         gc.freeze()
-        _frozen = gc.get_freeze_count()
         gc.collect()
+        _frozen = gc.get_freeze_count()
 
 
 def _thaw():
@@ -80,4 +83,11 @@ def _leave():
     global _owners
     _owners -= 1
     if not _owners:
+        gc.callbacks.remove(_notice)
         _thaw()
+
+
+def _notice(phase, info):
+    # Python's own full collections come only when younger ones have been more than the threshold says.
+    if _frozen and phase == "start" and info["generation"] == 2 and gc.get_count()[2] <= gc.get_threshold()[2]:
+        thaw()

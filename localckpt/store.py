@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
+from errno import EDQUOT, ENOSPC
 from math import inf, prod
 from time import monotonic
 
@@ -14,7 +15,7 @@ import numpy as np
 from mpi4py import MPI
 from xxhash import xxh3_128_digest
 
-from localckpt import _petsc, leftovers  # noqa: F401  (_petsc before what would not load with another PETSc)
+from localckpt import _petsc, garbage, leftovers  # noqa: F401  (_petsc before what would not load with another PETSc)
 from localckpt._collective import interrupts_held, raise_everywhere
 from localckpt._errors import CheckpointError, ChecksumMismatch, LayoutMismatch, StorageError, TransferError
 from localckpt._vecfile import VecFile
@@ -161,6 +162,7 @@ class Store:
         self._many = 1000  # so many are worth a look for the dead among them
         self._latest: Callable = lambda: None  # weak reference to what was stored last
         self._next = None
+        self._swept = False  # whether garbage was collected because there was no room
 
     @classmethod
     def temporary(cls, comm=MPI.COMM_SELF, folders=None, *, ranks=1):
@@ -272,6 +274,13 @@ class Store:
         except CheckpointError:
             raise
         except OSError as exc:
+            engine = self._engine
+            full = getattr(engine, "full", None)  # set on every rank of the file, or on none
+            if engine is not None and full is not None and not self._swept and full.errno in (ENOSPC, EDQUOT):
+                self._swept = True
+                engine.full = None
+                garbage.sweep()  # what is in the way may belong to tapes that nobody needs any more
+                return self.put(key, array, valid)
             if error is not None:
                 raise
             stored = self._following(exc).put(key, array, valid)

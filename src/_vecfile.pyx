@@ -143,10 +143,10 @@ cdef int create_reserved(Handle handle, object name, list wanted) except -1:
     cdef list made = []
     error = None
     try:
-        for path, shape, dtype, nbytes in wanted:  # on every rank the same calls of HDF5, and nothing else that can fail
+        for path, shape, dtype, nbytes in wanted:  # the same calls of HDF5 on every rank, and nothing else that fails
             dataset = create(handle, path, shape, dtype)
             made.append((path, H5Dget_offset(dataset.id), nbytes))
-        for path, offset, nbytes in made:
+        for _, offset, nbytes in made:
             if nbytes:
                 handle.reserve(offset, nbytes)
     except Exception as exc:

@@ -103,6 +103,42 @@ def test_without_a_next_folder_the_error_says_what_is_missing(run):
     assert "rank 0" in done.stdout and " free" in done.stdout
 
 
+def test_a_disk_full_of_tapes_that_nobody_needs_is_swept(run):
+    done = run("""
+import gc
+from localckpt.adjoint import DiskCheckpointer
+V = fd.FunctionSpace(mesh, "CG", 2)
+
+
+def fill(checkpointer):
+    return [checkpointer.save(fd.Function(V).assign(i)) for i in range(6)]
+
+
+first, second = DiskCheckpointer(checkpoint_dir=small), DiskCheckpointer(checkpoint_dir=small)
+held = [first, fill(first)]
+held.append(held)
+gc.collect()  # it is old now: no collection of young objects will find it
+del first, held
+assert len(fill(second)) == 6
+assert second._functions.store.last is second._functions.store
+print("right")
+""")
+    assert done.returncode == 0, done.stderr
+    assert "right" in done.stdout and "No space left" not in done.stdout
+
+
+def test_a_script_that_makes_tape_after_tape_does_not_fill_the_disk(run):
+    done = run("""
+for i in range(5):
+    functional = recorded(checkpoint_dir=small)[1]
+    functional.itself = functional
+    sweep(functional, 1.3, mesh)
+print("right")
+""", size="1500k")
+    assert done.returncode == 0, done.stderr
+    assert "right" in done.stdout
+
+
 def test_files_that_may_not_grow(run):
     done = run("resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))\n" + LOST.replace("CAUSE", "File too large"),
                size="100m")

@@ -66,8 +66,8 @@ for schedule in (None, *sys.argv[3:]):
     alive = sum(isinstance(thing, fd.Function) for thing in gc.get_objects())
     waiting[schedule or "none"] = [number - alive for number in numbers]
 report(**waiting)
-""", "all on disk", "multistage, memory and disk", "mixed, disk", "hrevolve", "two levels, disk", "revolve", "all in memory",
-                    seconds=240)
+""", "all on disk", "multistage, memory and disk", "mixed, disk", "hrevolve", "two levels, disk", "revolve",
+                    "all in memory", seconds=240)
     assert len(waiting) == 8
     assert max(max(numbers) for numbers in waiting.values()) < 150, waiting  # left alone: hundreds after each sweep
 
@@ -109,9 +109,28 @@ gc.callbacks.append(lambda phase, info: phase == "start" and info["generation"] 
                     and sys._getframe(1).f_globals["__name__"] == "pyadjoint.checkpointing"
                     and asked.append(sys._getframe(1).f_code.co_name))
 iterate(functional)
-report(asked=len(asked), steps=STEPS, frozen=frozen())
+report(asked=len(asked), steps=STEPS)
 """)
-    assert seen["asked"] >= 2 * (seen["steps"] // 2) and seen["frozen"] > 1000
+    assert seen["asked"] >= 2 * (seen["steps"] // 2)
+
+
+def test_collection_that_a_script_asks_for_sees_everything(found):
+    seen = found("""
+functional, other = recorded(), recorded()
+for tape in (functional, other):
+    iterate(tape)
+gone = weakref.ref(functional.tape._package_data["firedrake"])
+functional.itself = functional
+for _ in range(3):  # Python's own collections, of all generations, leave what is frozen
+    many = [[i] for i in range(100_000)]
+counts = [frozen()]
+del functional, tape
+gc.collect()
+counts.append(frozen())
+iterate(other)
+report(gone=gone() is None, counts=[*counts, frozen()])
+""")
+    assert seen["gone"] and seen["counts"][0] > 1000 and seen["counts"][1] < 1000 and seen["counts"][2] > 1000
 
 
 def test_what_is_frozen_thaws_when_the_tape_is_cleared(found):
@@ -123,7 +142,7 @@ get_working_tape().clear_tape()
 counts.append(frozen())
 report(counts=counts)
 """)["counts"]
-    assert counts[0] > 1000 and counts[1] == 0
+    assert counts[0] > 1000 and counts[1] < 1000
 
 
 def test_what_is_frozen_thaws_when_the_last_checkpointer_goes(found):
@@ -138,7 +157,7 @@ for tape in (first.tape, second.tape):
     counts.append(frozen())
 report(counts=counts)
 """)["counts"]
-    assert counts[0] > 1000 and counts[1] > 1000 and counts[2] == 0
+    assert counts[0] > 1000 and counts[1] > 1000 and counts[2] < 1000
 
 
 def test_one_tape_stays_frozen_when_another_is_cleared_and_goes_on(found):
