@@ -182,7 +182,7 @@ def test_a_limit_that_makes_no_sense_is_an_error(limit, given):
 
 @pytest.mark.parallel([1, 2, 3])
 def test_announcement_tells_the_room_of_each_rank(shared_tmp, said):
-    announce(Place(str(shared_tmp), "ext4", 12_000_000_000), WORLD, WORLD)
+    announce(here := Place(str(shared_tmp), "ext4", 12_000_000_000), WORLD.bcast(here), WORLD, WORLD)
     sentence = (f"{MPI.Get_processor_name()}: checkpoints go to {shared_tmp} (ext4), 12.0 GB free, "
                 f"{12 / WORLD.size:.1f} GB for each of {WORLD.size} ranks")
     assert said() == ([("INFO", sentence)] if WORLD.rank == 0 else [])
@@ -190,20 +190,20 @@ def test_announcement_tells_the_room_of_each_rank(shared_tmp, said):
 
 def test_announcement_tells_the_schedulers_limit(shared_tmp, said, monkeypatch):
     monkeypatch.setenv("PBS_NCI_JOBFS", "100MB")
-    announce(Place.at(shared_tmp), WORLD, WORLD)
+    announce(here := Place.at(shared_tmp), WORLD.bcast(here), WORLD, WORLD)
     assert said()[0][1].endswith("; the scheduler's limit is PBS_NCI_JOBFS=100MB")
 
 
 def test_announcement_is_made_once(shared_tmp, said):
     for free in (3_000_000_000, 2_000_000_000):
-        announce(Place(str(shared_tmp), "ext4", free), WORLD, WORLD)
+        announce(here := Place(str(shared_tmp), "ext4", free), WORLD.bcast(here), WORLD, WORLD)
     assert len(said()) == 1
 
 
 def test_another_folder_is_announced_too(shared_tmp, said):
-    announce(Place.at(shared_tmp), WORLD, WORLD)
+    announce(here := Place.at(shared_tmp), WORLD.bcast(here), WORLD, WORLD)
     (shared_tmp / "below").mkdir()
-    announce(Place.at(shared_tmp / "below"), WORLD, WORLD)
+    announce(here := Place.at(shared_tmp / "below"), WORLD.bcast(here), WORLD, WORLD)
     assert len(said()) == 2
 
 

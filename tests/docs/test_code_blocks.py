@@ -140,7 +140,7 @@ def test_few_blocks_are_not_run():
 
 
 def test_options_exist():
-    sources = "".join(path.read_text() for path in [*ROOT.glob("localckpt/*.py"), *ROOT.glob("src/*.pyx")])
+    sources = "".join(path.read_text() for path in [*ROOT.glob("localckpt/*.py"), *ROOT.glob("src/*.p[yx][xi]")])
     known = set(re.findall(r'Options\("localckpt_"\)\.get\w+\("(\w+)"', sources))
     named = {name for page in PAGES for name in re.findall(r"(?<!\w)-localckpt_(\w+)", page.read_text())}
     assert named <= known

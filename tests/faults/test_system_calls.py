@@ -229,6 +229,29 @@ assert {kind for kind, words in found} == {"CheckpointError"}, found
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("comm", ["MPI.COMM_SELF", "comm"])
+def test_on_a_network_filesystem_the_disk_is_waited_for_once_per_timestep(run_script, tmp_path, faulty, comm):
+    # A filesystem of the node that is taken for one: a file of one node's ranks gets the direct engine on any.
+    done = run_script(f"""
+import logging
+from localckpt import places
+from localckpt.engines import DirectEngine
+from localckpt.store import Store
+places.NETWORK.add(places.Place.at(sys.argv[1]).filesystem)
+logging.basicConfig(format="%(message)s")
+store = Store.temporary({comm}, sys.argv[1])
+for step in range(3):
+    held = [store.put("a", np.full(1000, 10.0*step + i)) for i in range(5)]
+    if step < 2:
+        store.sync()
+        store.sync()  # nothing new: not waited for
+assert type(store._engine) is DirectEngine
+found = attempt(store.sync)
+assert {{kind for kind, words in found}} == {{"CheckpointError"}}, found
+""", tmp_path, seconds=30, before=faulty(f"fsync {errno.EIO} 2 {EVERY} current", 2))
+    assert done.returncode == 0, done.stderr
+
+
 def test_on_a_disk_of_the_node_nothing_waits_for_the_disk(run):
     run("""
 for i in range(5):
