@@ -166,7 +166,7 @@ class ViewerRow:
 
 
 class ViewerEngine:
-    """A dataset for each array, by ``VecView`` and PETSc's HDF5 viewer.
+    """A dataset for each array, through HDF5, MPI-IO and PETSc's viewer.
 
     Every save and restore is collective on the file's communicator. Saves come in the same
     sequence on all its ranks, but rows die when each rank's interpreter gets to it: one is

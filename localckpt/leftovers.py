@@ -5,6 +5,7 @@ may remove the folder, if it was made by the same user on the same host: on a ne
 filesystem another host's lock may not be seen.
 """
 
+import atexit
 import contextlib
 import fcntl
 import os
@@ -85,6 +86,20 @@ def make(parent, files=(), keep=False):
         remove(path)
 
 
+_again: list[tuple[str, int]] = []  # directories that could not be removed yet, process
+
+
+@atexit.register
+def _remove_again():
+    """On a network filesystem an unlinked file keeps a name in its directory until all ranks have closed it.
+
+    They do so at exit, before this: the compiled modules register it later.
+    """
+    for path, process in _again:
+        if process == os.getpid():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def remove(path):
     """Remove a folder of :func:`make`'s and all that is in it, unless a forked child asks."""
     lock, process = _locks.get(path, (None, os.getpid()))
@@ -93,6 +108,8 @@ def remove(path):
     with contextlib.suppress(OSError):
         os.rmdir(path)  # takes no descriptor, of which there may be none left
     shutil.rmtree(path, ignore_errors=True)
+    if lock is not None and os.path.isdir(path):
+        _again.append((path, process))
     _locks.pop(path, None)
     if lock is not None:
         os.close(lock)

@@ -123,6 +123,20 @@ int unlink(const char *path)
     return real(path);
 }
 
+#define REMOVE(name, parameters, fd_of, arguments)             \
+    int name parameters                                        \
+    {                                                          \
+        static int (*real) parameters;                         \
+        int fd = fd_of, error = fails("rmdir", fd, 0);         \
+        if (fd >= 0) close(fd);                                \
+        if (!real) *(void **)&real = dlsym(RTLD_NEXT, #name);  \
+        if (error > 0) return errno = error, -1;               \
+        return real arguments;                                 \
+    }
+
+REMOVE(rmdir, (const char *path), open(path, O_PATH), (path))
+REMOVE(unlinkat, (int folder, const char *path, int flags), openat(folder, path, O_PATH), (folder, path, flags))
+
 int utimensat(int folder, const char *path, const struct timespec times[2], int flags)
 {
     static int (*real)(int, const char *, const struct timespec *, int);

@@ -341,3 +341,15 @@ checkpointer.reset()
 """, tmp_path, before=faulty(f"utimensat {getattr(errno, error)} 0 {EVERY} current.h5"))
     assert done.returncode == 0, done.stderr
     assert done.stdout == os.strerror(getattr(errno, error)) + "\n"
+
+
+def test_a_directory_that_cannot_be_removed_yet_is_removed_at_exit(tmp_path, run_script, faulty):
+    # As where an unlinked file keeps a name until it is closed.
+    done = run_script("""
+from localckpt import leftovers
+path = leftovers.make(sys.argv[1])
+leftovers.remove(path)
+print(os.path.isdir(path))
+""", tmp_path, before=faulty(f"rmdir {errno.ENOTEMPTY} 0 2 localckpt_"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+    assert not list(tmp_path.glob("localckpt_*"))
