@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 LABELS = {
     "localckpt": "localckpt",
     "collected": "localckpt, garbage collected",
+    "left alone": "localckpt, collector left alone",
     "viewer": "localckpt, viewer engine",
     "checkpoint_comm": "Firedrake, checkpoint_comm",
     "shared": "Firedrake, shared CheckpointFile",
@@ -52,7 +53,8 @@ def main():
     lines += ["Medians, of the slowest rank in each round. Ranks marked * are more than the machine has cores. "
               "What is blank was not run.", "", *targets(found)]
     for workload, write in (("iteration", iterations), ("processes", processes), ("mechanisms", mechanisms),
-                            ("save-restore", saves), ("tape", tapes), ("timesteps", timesteps), ("cgroup", cgroups)):
+                            ("save-restore", saves), ("tape", tapes), ("timesteps", timesteps), ("garbage", garbage),
+                            ("cgroup", cgroups)):
         if found[workload]:
             lines += write(found[workload], folder)
     (folder/"report.md").write_text("\n".join(lines) + "\n")
@@ -286,6 +288,22 @@ def timesteps(found, folder):
     axes.set(xlabel="timesteps", ylabel="resident memory at most, MB", ylim=0)
     legend(axes)
     return lines + save(figure, folder, "memory")
+
+
+def garbage(found, folder):
+    lines = ["## Memory of whole iterations", "", "The most anonymous memory in each iteration, one after another, MB.", ""]
+    peaks = [b for b in found if "peaks" in b]
+
+    def cell(kind, column):
+        dofs, steps = column.removesuffix(" timesteps").split(" dofs, ")
+        b = pick(peaks, dofs=dofs, steps=int(steps), contestant=kind)
+        return b and ", ".join(f"{peak/1e6:.0f}" for peak in b["peaks"])
+    lines += table(LABELS, [f"{dofs} dofs, {steps} timesteps" for dofs, steps in values(peaks, "dofs", "steps")], cell)
+    for b in found:
+        if "without" in b:
+            lines += [f"Iterations of localckpt with the freeze, divided by those without, in turns in one process "
+                      f"({b['dofs']} dofs, {b['steps']} timesteps, {b['pairs']} pairs): {ratio(b, 3)}.", ""]
+    return lines
 
 
 def cgroups(found, folder):
