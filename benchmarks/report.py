@@ -291,7 +291,8 @@ def timesteps(found, folder):
 
 
 def garbage(found, folder):
-    lines = ["## Memory of whole iterations", "", "The most anonymous memory in each iteration, one after another, MB.", ""]
+    lines = ["## Memory of whole iterations", "",
+             "The most anonymous memory in each iteration, one after another, MB.", ""]
     peaks = [b for b in found if "peaks" in b]
 
     def cell(kind, column):

@@ -8,6 +8,7 @@ cdef void end_turn() noexcept
 cdef void hold_interrupts() noexcept
 cdef void release_interrupts() noexcept
 cdef void begin_capture() noexcept
+cdef int begin_section() except -1
 cdef void end_capture() noexcept
 cdef int CHKERR(int ierr) except -1 nogil
 cdef int64_t CHKH5(int64_t status) except -1 nogil

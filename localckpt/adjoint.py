@@ -422,7 +422,7 @@ class LocalCheckpoint(fd.CheckpointFunction):
         """Read the Function back, with the name and count of the saved one."""
         checkpointer = self._checkpointer()
         if checkpointer is not None:
-            garbage.settle(checkpointer)  # a gradient without an evaluation before it
+            garbage.settle_once(checkpointer)  # a gradient without an evaluation before it
         return self._saved.load()
 
 

@@ -84,6 +84,10 @@ class DirectEngine:
         """Add rows to a key, their disk space reserved. Collective on the file's communicator."""
         if self.full is not None:
             raise copy(self.full)
+        with interrupts_held():
+            return self._grow(key, array)
+
+    def _grow(self, key, array):
         pool = self.pools.get(key) or Pool(self.file.descriptor, self.recycle, key)
         name, chunk = key, 0
         while name in self.names:  # the key's own, or one that is called so itself

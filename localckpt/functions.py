@@ -19,7 +19,7 @@ from pyop2.op2 import Dat
 from xxhash import xxh3_128_digest
 
 from localckpt import _petsc  # noqa: F401  (before what would not load with another PETSc)
-from localckpt._collective import raise_everywhere
+from localckpt._collective import interrupts_held, raise_everywhere
 from localckpt._errors import CheckpointError, StorageError, TransferError
 from localckpt._vecfile import VecFile
 from localckpt.places import check_ranks
@@ -177,17 +177,18 @@ class FunctionStore:
         dat = inner.dat
         dtype = dat.dtype
         rows, halos, lost = [], [], None
-        for part, d in zip(parts, [dat] if type(dat) is Dat else dat):  # which is slow to iterate over itself
-            halo = d.halo_valid  # the same on every rank
-            halos.append(halo)
-            try:
-                # Not data_ro_with_halos, which would exchange stale halos. A stale halo is written all the same: the
-                # array can then be mapped whole.
-                rows.append(self.store.put(part.key if dtype == SCALAR else f"{part.key}~{dtype}", d._data,
-                                           None if halo else part.owned))
-            except (StorageError, OSError) as exc:
-                if lost is None:  # the other components have their turn, as on the other ranks of the file
-                    lost = self._lost(function, dat, exc)
+        with interrupts_held():
+            for part, d in zip(parts, [dat] if type(dat) is Dat else dat):  # which is slow to iterate over itself
+                halo = d.halo_valid  # the same on every rank
+                halos.append(halo)
+                try:
+                    # Not data_ro_with_halos, which would exchange stale halos. A stale halo is written all the same:
+                    # the array can then be mapped whole.
+                    rows.append(self.store.put(part.key if dtype == SCALAR else f"{part.key}~{dtype}", d._data,
+                                               None if halo else part.owned))
+                except Exception as exc:
+                    if lost is None:  # the other components have their turn, as on the other ranks of the file
+                        lost = self._lost(function, dat, exc)
         if lost is not None:
             raise lost
         return SavedFunction(self.store, rows, parts, halos, dtype, V, type(function), inner.name(), function.count())
@@ -195,7 +196,8 @@ class FunctionStore:
     def _lost(self, function, dat, exc):
         """The CheckpointError that says why a Function could not be stored, and that the store keeps."""
         if not isinstance(exc, CheckpointError):
-            why = exc if isinstance(exc, StorageError) else TransferError(str(exc), exc.filename, errno=exc.errno)
+            why = exc if isinstance(exc, StorageError) else TransferError(
+                str(exc) or type(exc).__name__, getattr(exc, "filename", None), errno=getattr(exc, "errno", None))
             exc = CheckpointError(
                 f"rank {function.function_space().comm.rank} on {MPI.Get_processor_name()} cannot store a checkpoint "
                 f"of {function.name()!r}: {why.cause}; {sum(d._data.nbytes for d in dat)} bytes wanted, "

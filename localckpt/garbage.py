@@ -20,7 +20,8 @@ PYTHONS_OWN = 1000
 
 _owners = 0  # that are alive
 _frozen = 0  # how many objects there were after the last freeze of ours, or 0
-_settled: weakref.WeakSet = weakref.WeakSet()  # owners whose recording is over
+_settled: weakref.WeakSet = weakref.WeakSet()  # owners for whom what is alive is frozen
+_recorded: weakref.WeakSet = weakref.WeakSet()  # owners whose recording is over
 
 
 def watch(owner):
@@ -33,13 +34,20 @@ def watch(owner):
 
 
 def settle(owner):
-    """Freeze what is alive; once for each owner, after its recording."""
+    """Freeze what is alive; once for each owner, after its recording, and again in the evaluation after a thaw."""
     if owner not in _settled:
         if _wanted():
             _thaw()
             gc.collect()
             _freeze()
         _settled.add(owner)
+        _recorded.add(owner)
+
+
+def settle_once(owner):
+    """The same, but not again after a thaw: for what is called many times in an evaluation."""
+    if owner not in _recorded:
+        settle(owner)
 
 
 def sweep():
@@ -54,6 +62,7 @@ def sweep():
 def thaw():
     """Let the collector see everything again, until the next :func:`settle` of any owner."""
     _settled.clear()
+    _recorded.clear()
     _thaw()
 
 
@@ -88,6 +97,8 @@ def _leave():
 
 
 def _notice(phase, info):
-    # Python's own full collections come only when younger ones have been more than the threshold says.
-    if _frozen and phase == "start" and info["generation"] == 2 and gc.get_count()[2] <= gc.get_threshold()[2]:
-        thaw()
+    # One that the script asks for is to see everything. Python's own come when there are more new objects than the
+    # threshold says.
+    if _frozen and phase == "start" and info["generation"] == 2 and gc.get_count()[0] <= gc.get_threshold()[0]:
+        _settled.clear()
+        _thaw()

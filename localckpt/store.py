@@ -4,7 +4,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from errno import EDQUOT, ENOSPC
@@ -105,6 +105,18 @@ class Summary:
                 f"    in       {', '.join(self.tiers) or 'no folder'}")
 
 
+_stores: weakref.WeakSet = weakref.WeakSet()
+
+
+def _renew_locks():
+    """A forked child has one thread, which holds no lock that another one of the parent's held."""
+    for store in list(_stores):
+        store._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
+
+
 class Store:
     """Arrays on disk in one file per communicator.
 
@@ -158,6 +170,7 @@ class Store:
         self._late = False  # whether it is known late that bytes did not get to the disk: see sync()
         self._unsynced = False
         self._lock = threading.RLock()  # a store is for one thread at a time
+        _stores.add(self)
         self._known: dict[tuple, Callable] = {}  # size, content hash -> weak reference to a Stored, perhaps dead
         self._many = 1000  # so many are worth a look for the dead among them
         self._latest: Callable = lambda: None  # weak reference to what was stored last
@@ -236,7 +249,7 @@ class Store:
         StorageError
             The last tier's that is there, where none takes it.
         """
-        with self._lock, interrupts_held() if self.comm.size > 1 else nullcontext():
+        with self._lock, interrupts_held():  # or Ctrl-C would leave a row that nobody knows of
             return self._put(key, array, valid)
 
     def _put(self, key, array, valid):
@@ -351,7 +364,7 @@ class Store:
                 row.read(array)
             if stale and xxh3_128_digest(array.reshape(-1).view(np.uint8)[:stored.hashed]) != stored.digest:
                 raise ChecksumMismatch("what was read is not what was stored", owner.path, stored.key, owner.comm.rank)
-            if stale and mapped:
+            if mapped:
                 self._check(row.check)
         ended = monotonic()
         if stale:
@@ -378,7 +391,7 @@ class Store:
 
         On a network filesystem, and where disk space cannot be reserved, a write that failed
         may show only when the disk is waited for (``fsync``), which is done there: call this once per
-        timestep. Elsewhere it only asks the system, which takes less than a microsecond.
+        timestep. Elsewhere it only asks the system, which takes microseconds.
 
         Raises
         ------

@@ -9,6 +9,7 @@ through :func:`raise_everywhere`, on all ranks.  Ctrl-C waits until such a secti
 
 import pickle
 
+from cpython.exc cimport PyErr_CheckSignals
 from mpi4py cimport libmpi as mpi
 from mpi4py.MPI cimport Comm
 
@@ -23,6 +24,11 @@ cdef class interrupts_held:
 
     def __enter__(self):
         hold_interrupts()
+        try:
+            PyErr_CheckSignals()  # one that came before
+        except BaseException:
+            release_interrupts()
+            raise
 
     def __exit__(self, *exc):
         release_interrupts()

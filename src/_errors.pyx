@@ -11,6 +11,7 @@ wait for what comes next.
 
 import os
 
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport (NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_get_thread_ident,
                                PyThread_release_lock, PyThread_type_lock, WAIT_LOCK)
 from libc.stdio cimport snprintf
@@ -116,6 +117,7 @@ cdef enum:
 cdef extern from "interrupts.h":
     void hold_interrupts_here()
     void release_interrupts_here()
+    void forget_interrupts_here()
 
 cdef char text[ROOM]
 cdef PyThread_type_lock turn = PyThread_allocate_lock()
@@ -167,6 +169,8 @@ cdef void take_turn() noexcept:
 
 cdef void end_turn() noexcept:
     global turns
+    if turns == 0:  # this is a child that was forked in between
+        return
     turns -= 1
     if turns == 0:
         PyThread_release_lock(turn)
@@ -186,22 +190,42 @@ cdef void begin_capture() noexcept:
     H5Eclear2(H5E_DEFAULT)
 
 
+cdef int begin_section() except -1:
+    """begin_capture, unless Python has an interrupt to handle first."""
+    begin_capture()
+    try:
+        PyErr_CheckSignals()
+    except BaseException:
+        end_capture()
+        raise
+    return 0
+
+
 cdef void end_capture() noexcept:
     global captures
+    if captures == 0:  # this is a child that was forked in between
+        return
     captures -= 1
     if captures == 0:
-        H5Eclear2(H5E_DEFAULT)
-        H5Eset_auto2(H5E_DEFAULT, h5_handler, h5_data)
-        PetscPopErrorHandler()
+        restore_handlers()
         release_interrupts()
     end_turn()
+
+
+cdef void restore_handlers() noexcept:
+    H5Eclear2(H5E_DEFAULT)
+    H5Eset_auto2(H5E_DEFAULT, h5_handler, h5_data)
+    PetscPopErrorHandler()
 
 
 def _forget_threads():
     """A forked child has one thread, which is not inside."""
     global turn, turns, captures
     turn = PyThread_allocate_lock()
+    if captures:
+        restore_handlers()
     turns = captures = 0
+    forget_interrupts_here()
 
 
 os.register_at_fork(after_in_child=_forget_threads)

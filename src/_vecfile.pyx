@@ -32,7 +32,7 @@ from petsc4py.PETSc cimport Vec
 from hdf5 cimport *
 from petsc cimport *
 from localckpt._collective cimport raise_on_all
-from localckpt._errors cimport CHKERR, CHKH5, CHKMPI, begin_capture, end_capture
+from localckpt._errors cimport CHKERR, CHKH5, CHKMPI, begin_capture, begin_section, end_capture
 from localckpt._log cimport LOAD, SAVE, log_begin, log_end
 from localckpt._errors import (ChecksumMismatch, ClosedFile, FileExists, FileNotFound, LayoutMismatch, NoAccess,
                                NotHDF5, StorageError, TransferError, UnknownDataset)
@@ -378,7 +378,7 @@ cdef tuple stored_sizes(Handle handle, object name):
 cdef Handle enter(VecFile file):
     """The file's handle, until :c:func:`end_capture` nobody else's."""
     cdef Handle handle
-    begin_capture()
+    begin_section()
     handle = file._handle
     if file.closed:
         end_capture()

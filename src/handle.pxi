@@ -266,7 +266,7 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
     cdef PetscBool together
     if not isinstance(comm, Comm) or comm == MPI.COMM_NULL:
         raise ClosedFile("there is no communicator (freed, or COMM_NULL)", file=str(path))
-    begin_capture()
+    begin_section()
     try:
         CHKERR(PetscCommDuplicate((<Comm> comm).ob_mpi, &handle.comm, NULL))
         CHKMPI(mpi.MPI_Comm_rank(handle.comm, &handle.rank))
@@ -289,11 +289,12 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
                 handle.mode = mode
                 if collective is None:
                     collective = PETSc.Options("localckpt_").getBool("collective", False)
+                collective = bool(collective)
                 if nowhere < 0:
                     nowhere = open_nowhere()
             except Exception as exc:
                 error = handle.failure(exc, "opening the file")
-            handle.exchange((name, mode, bool(collective)), 0, 0, NULL, error)
+            handle.exchange((name, mode, collective), 0, 0, NULL, error)
             cname = name
             together = PETSC_TRUE if collective else PETSC_FALSE
             close_dropped(handle)
@@ -345,6 +346,8 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
                 error = handle.failure(exc, "opening the file")
             handle.raise_everywhere(error)
         except BaseException:
+            if handle.dxpl != H5P_DEFAULT:
+                H5Pclose(handle.dxpl)
             if handle.viewer != NULL:
                 PetscViewerDestroy(&handle.viewer)
                 handle.viewer = NULL

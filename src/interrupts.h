@@ -25,7 +25,19 @@ static void hold_interrupts_here(void)
 
 static void release_interrupts_here(void)
 {
-    if (--holding) return;
-    sigaction(SIGINT, &interrupt_before, NULL);
+    struct sigaction now;
+
+    if (holding == 0 || --holding) return; /* 0: see below */
+    sigaction(SIGINT, NULL, &now);
+    if (now.sa_handler == note_interrupt) sigaction(SIGINT, &interrupt_before, NULL); /* else somebody has set another */
     if (interrupted) raise(SIGINT); /* to whoever handles it */
+}
+
+/* A forked child is in no such section, whatever its parent's threads were in. */
+static void forget_interrupts_here(void)
+{
+    if (holding) {
+        holding = 0;
+        sigaction(SIGINT, &interrupt_before, NULL);
+    }
 }
