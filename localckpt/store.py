@@ -425,7 +425,7 @@ class Store:
         return known
 
     def _open(self):
-        error = file = None
+        error = None
         self._files += 1
         try:
             stem, suffix = os.path.splitext(self.path)
