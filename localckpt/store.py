@@ -272,7 +272,11 @@ class Store:
             if self._agrees:
                 engine.reserve(key, array, error is None)
             if self.collective:
-                raise_everywhere(self.comm, error)
+                try:
+                    raise_everywhere(self.comm, error)
+                except Exception as exc:  # another rank's is no reason to go on elsewhere, either
+                    error = exc
+                    raise
             elif error is not None:  # only now: other ranks would have waited for this one
                 raise error
             if not self.collective and content in self._known:
