@@ -23,35 +23,46 @@ def petsc_configuration():
         import mpi4py
         import petsc4py
         import petsctools
+
         if SETUPTOOLS < (70, 1):
             import wheel  # noqa: F401  (pip asks for its bdist_wheel)
     except ImportError as exc:
         if exc.name in ("Cython", "petsctools", "wheel"):
-            stop(f"{exc.name} is missing; 'pip install {exc.name.lower()}' and build localckpt with "
-                 "'pip install --no-build-isolation'")
+            stop(
+                f"{exc.name} is missing; 'pip install {exc.name.lower()}' and build localckpt with "
+                "'pip install --no-build-isolation'"
+            )
         if exc.name in ("mpi4py", "petsc4py"):
-            stop(f"{exc.name} is missing, or pip hides it from this build; install it, compiled against the "
-                 "PETSc and MPI that you use, and build localckpt with 'pip install --no-build-isolation'")
-        stop(f"petsc4py does not find its PETSc ({exc}); "
-             "install that PETSc again, or petsc4py for the one that you have")
+            stop(
+                f"{exc.name} is missing, or pip hides it from this build; install it, compiled against the "
+                "PETSc and MPI that you use, and build localckpt with 'pip install --no-build-isolation'"
+            )
+        stop(
+            f"petsc4py does not find its PETSc ({exc}); install that PETSc again, or petsc4py for the one that you have"
+        )
     if int(Cython.__version__.split(".")[0]) < 3:
         stop(f"Cython {Cython.__version__} is too old; 'pip install \"cython>=3.0\"'")
     try:
         variables = petsctools.get_petscvariables()
         conf = petsctools.get_petscconf_h()
     except OSError as exc:
-        stop(f"no PETSc in {petsctools.get_petsc_dir()} ({exc.strerror}: {exc.filename}); "
-             "install petsc4py for the PETSc that you have, with PETSC_DIR and PETSC_ARCH naming it")
+        stop(
+            f"no PETSc in {petsctools.get_petsc_dir()} ({exc.strerror}: {exc.filename}); "
+            "install petsc4py for the PETSc that you have, with PETSC_DIR and PETSC_ARCH naming it"
+        )
     if "HAVE_HDF5" not in conf:
-        stop(f"the PETSc in {petsctools.get_petsc_dir()} has no HDF5; "
-             "configure PETSc with --download-hdf5 or --with-hdf5-dir=...")
+        stop(
+            f"the PETSc in {petsctools.get_petsc_dir()} has no HDF5; "
+            "configure PETSc with --download-hdf5 or --with-hdf5-dir=..."
+        )
     compiler = variables.get("CC", "mpicc")
     flags = shlex.split(variables.get("HDF5_INCLUDE", "")) + shlex.split(variables.get("MPI_INCLUDE", ""))
     with tempfile.NamedTemporaryFile("w", suffix=".c") as probe:  # compiler wrappers want a real file
         probe.write("#include <hdf5.h>\n#ifdef H5_HAVE_PARALLEL\nparallel\n#endif\n")
         probe.flush()
-        found = subprocess.run([*shlex.split(compiler), "-E", *flags, probe.name],
-                               capture_output=True, text=True, check=False)
+        found = subprocess.run(
+            [*shlex.split(compiler), "-E", *flags, probe.name], capture_output=True, text=True, check=False
+        )
     if found.returncode:
         stop(f"cannot compile against PETSc's HDF5: {found.stderr.strip()}")
     if "\nparallel" not in found.stdout:
@@ -73,17 +84,27 @@ def extensions():
         return []  # an sdist needs no PETSc
     includes, flags, libraries, link = petsc_configuration()
     from Cython.Build import cythonize
+
     modules = [
         setuptools.Extension(
-            f"localckpt.{os.path.basename(source)[:-4]}", [source],
-            include_dirs=["src", *includes], extra_compile_args=flags,
-            library_dirs=libraries, runtime_library_dirs=libraries, extra_link_args=link,
+            f"localckpt.{os.path.basename(source)[:-4]}",
+            [source],
+            include_dirs=["src", *includes],
+            extra_compile_args=flags,
+            library_dirs=libraries,
+            runtime_library_dirs=libraries,
+            extra_link_args=link,
             define_macros=[("MPICH_SKIP_MPICXX", 1), ("OMPI_SKIP_MPICXX", 1)],
         )
         for source in sorted(glob.glob("src/*.pyx"))
     ]
-    return cythonize(modules, include_path=[".", "src"], build_dir="build", force=True,
-                     compiler_directives={"language_level": 3, "freethreading_compatible": False})
+    return cythonize(
+        modules,
+        include_path=[".", "src"],
+        build_dir="build",
+        force=True,
+        compiler_directives={"language_level": 3, "freethreading_compatible": False},
+    )
 
 
 setuptools.setup(

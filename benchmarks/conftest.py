@@ -29,8 +29,12 @@ BEGIN = time.perf_counter()
 
 def pytest_addoption(parser):
     group = parser.getgroup("localckpt")
-    group.addoption("--dir", action="append", help="a folder to write to; several: each in turn, the first one for "
-                    "everything, the others for saves and restores (the system's temporary folder, /dev/shm)")
+    group.addoption(
+        "--dir",
+        action="append",
+        help="a folder to write to; several: each in turn, the first one for "
+        "everything, the others for saves and restores (the system's temporary folder, /dev/shm)",
+    )
     group.addoption("--budget", type=float, default=float("inf"), help="seconds after which nothing new is begun")
     group.addoption("--full", action="store_true", help="all sizes and problems: hours")
     group.addoption("--seconds", type=float, default=1.5, help="about so long for each race of all contestants")
@@ -44,8 +48,9 @@ def pytest_configure(config):
     folders = config.getoption("dir") or [tempfile.gettempdir(), "/dev/shm"]
     scratch = None
     if WORLD.rank == 0:
-        scratch = [(Place.at(folder).filesystem, tempfile.mkdtemp(prefix="localckpt_bench_", dir=folder))
-                   for folder in folders]
+        scratch = [
+            (Place.at(folder).filesystem, tempfile.mkdtemp(prefix="localckpt_bench_", dir=folder)) for folder in folders
+        ]
         for _, folder in scratch:
             atexit.register(shutil.rmtree, folder, ignore_errors=True)  # after all that begins later is done with it
     config.folders = dict(WORLD.bcast(scratch))  # by filesystem: names are to be the same everywhere
@@ -79,6 +84,7 @@ def pytest_benchmark_update_json(output_json):
 
 # ------------------------------------------------------------------------ measuring
 
+
 class slowest_rank_clock:
     now = 0.0
 
@@ -94,12 +100,14 @@ def advance(seconds):
 @pytest.fixture
 def record(benchmark):
     """record(seconds, **info): what was measured, in each round, on the slowest rank."""
+
     def record(seconds, **info):
         node = WORLD.Split_type(MPI.COMM_TYPE_SHARED)
         benchmark.extra_info.update({"ranks": WORLD.size, "oversubscribed": node.size > os.cpu_count(), **info})
         node.Free()
         rounds = iter(seconds)
         benchmark.pedantic(lambda: advance(next(rounds)), rounds=len(seconds))
+
     return record
 
 
@@ -126,7 +134,7 @@ def race(turns, seconds, least=3, most=40):
     for number in range(most):
         shuffle(order)
         for name in order:
-            if number >= least and spent[name] > seconds/len(turns):
+            if number >= least and spent[name] > seconds / len(turns):
                 continue
             WORLD.barrier()
             begin = time.perf_counter()

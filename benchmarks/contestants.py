@@ -23,7 +23,7 @@ WORLD = MPI.COMM_WORLD
 
 def make_function(dofs, mesh=None):
     """A Function with so many dofs on each rank; one number of it is enough to make it another."""
-    mesh = mesh or UnitIntervalMesh(max(1, dofs*WORLD.size//20), name=f"interval {dofs}")
+    mesh = mesh or UnitIntervalMesh(max(1, dofs * WORLD.size // 20), name=f"interval {dofs}")
     f = Function(VectorFunctionSpace(mesh, "DG", 1, dim=10))  # mesh and space are small beside the numbers
     f.dat.data[:] = np.random.default_rng(WORLD.rank).random(f.dat.data_ro.shape)
     return f
@@ -34,7 +34,7 @@ class Contestant:
 
     def __init__(self, function, comm, folder):
         self.function, self.comm, self.folder = function, comm, folder
-        self.data = function.dat._data[:function.dat.dataset.size].reshape(-1)
+        self.data = function.dat._data[: function.dat.dataset.size].reshape(-1)
         self.start = comm.exscan(self.data.size) or 0
         self.size = comm.allreduce(self.data.size)
         self.path = os.path.join(folder, f"{type(self).__name__}-{comm.bcast(WORLD.rank)}")
@@ -183,12 +183,12 @@ class Raw(Contestant):
 
     def save(self):
         slot = self.slot()
-        os.pwrite(self.fd, self.data, (slot.number*self.size + self.start)*self.data.itemsize)
+        os.pwrite(self.fd, self.data, (slot.number * self.size + self.start) * self.data.itemsize)
         return slot
 
     def restore(self, slot):
         array = np.empty_like(self.data)
-        os.preadv(self.fd, [array], (slot.number*self.size + self.start)*self.data.itemsize)
+        os.preadv(self.fd, [array], (slot.number * self.size + self.start) * self.data.itemsize)
         return array
 
     def close(self):
@@ -265,5 +265,3 @@ def drop_cache(folder):
 def forget(fd):
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-
-

@@ -25,11 +25,35 @@ SAVES = 60  # after the first one
 PHASES = ("once", "saves", "restores")
 
 # System calls, by what a filesystem's metadata service sees of them.
-CALLS = {"openat": "names", "open": "names", "creat": "names", "mkdir": "names", "mkdirat": "names", "unlink": "names",
-         "unlinkat": "names", "rmdir": "names", "rename": "names", "stat": "names", "lstat": "names", "fstat": "names",
-         "newfstatat": "names", "statx": "names", "access": "names", "faccessat": "names", "faccessat2": "names",
-         "readlink": "names", "readlinkat": "names", "statfs": "names", "fstatfs": "names", "utimensat": "names",
-         "flock": "locks", "fsync": "syncs", "fdatasync": "syncs", "ftruncate": "sizes", "fallocate": "sizes"}
+CALLS = {
+    "openat": "names",
+    "open": "names",
+    "creat": "names",
+    "mkdir": "names",
+    "mkdirat": "names",
+    "unlink": "names",
+    "unlinkat": "names",
+    "rmdir": "names",
+    "rename": "names",
+    "stat": "names",
+    "lstat": "names",
+    "fstat": "names",
+    "newfstatat": "names",
+    "statx": "names",
+    "access": "names",
+    "faccessat": "names",
+    "faccessat2": "names",
+    "readlink": "names",
+    "readlinkat": "names",
+    "statfs": "names",
+    "fstatfs": "names",
+    "utimensat": "names",
+    "flock": "locks",
+    "fsync": "syncs",
+    "fdatasync": "syncs",
+    "ftruncate": "sizes",
+    "fallocate": "sizes",
+}
 
 
 def growths(saves):
@@ -50,29 +74,56 @@ def formulas(kind, R, F, S):
     """
     G = growths(S + 1) - 1
     L = log2(R)
-    many = R > 1     # otherwise there is nobody to talk to
-    shared = R > F   # a file has several ranks
+    many = R > 1  # otherwise there is nobody to talk to
+    shared = R > F  # a file has several ranks
     if kind == "shared file":
-        return {"once": {"names": 39*R + 5, "syncs": 86*R, "lock tests": 10*R, "world": many*(1655 + 225*L)},
-                "saves": {"names": 9*R*S, "syncs": 3*R*S, "lock tests": 2*R*S, "world": many*37.8*S},
-                "restores": {"names": 7*R*S, "lock tests": 2*R*S, "world": many*(30 + 15*L)*S}}
+        return {
+            "once": {"names": 39 * R + 5, "syncs": 86 * R, "lock tests": 10 * R, "world": many * (1655 + 225 * L)},
+            "saves": {"names": 9 * R * S, "syncs": 3 * R * S, "lock tests": 2 * R * S, "world": many * 37.8 * S},
+            "restores": {"names": 7 * R * S, "lock tests": 2 * R * S, "world": many * (30 + 15 * L) * S},
+        }
     if kind == "checkpoint_comm":
-        return {"once": {"names": 23*R, "syncs": 3*R, "lock tests": 4*R, "world": many*18},
-                "saves": {"names": 8*R*S, "syncs": 2*R*S, "lock tests": 2*R*S},
-                "restores": {"names": 6*R*S, "lock tests": 2*R*S, "world": many*S}}
+        return {
+            "once": {"names": 23 * R, "syncs": 3 * R, "lock tests": 4 * R, "world": many * 18},
+            "saves": {"names": 8 * R * S, "syncs": 2 * R * S, "lock tests": 2 * R * S},
+            "restores": {"names": 6 * R * S, "lock tests": 2 * R * S, "world": many * S},
+        }
     if kind.startswith("direct"):
-        return {"once": {"names": 26*F + 21*R + 6, "sizes": 2*F, "locks": 3*F, "lock tests": 2*R,
-                         "world": many*(6 + 4*L), "file": shared*25},
-                "saves": {"sizes": G*F, "file": shared*4*G},
-                "restores": {}}
-    return {"once": {"names": 28*F + 22*R + 5, "sizes": 2*F, "locks": 3*F, "lock tests": 2*R, "syncs": R,
-                     "world": many*(6 + 4*L), "file": shared*50},
-            "saves": {"names": F*S, "sizes": F*S, "syncs": R*S, "file": shared*20.2*S},
-            "restores": {"file": shared*3*S}}
+        return {
+            "once": {
+                "names": 26 * F + 21 * R + 6,
+                "sizes": 2 * F,
+                "locks": 3 * F,
+                "lock tests": 2 * R,
+                "world": many * (6 + 4 * L),
+                "file": shared * 25,
+            },
+            "saves": {"sizes": G * F, "file": shared * 4 * G},
+            "restores": {},
+        }
+    return {
+        "once": {
+            "names": 28 * F + 22 * R + 5,
+            "sizes": 2 * F,
+            "locks": 3 * F,
+            "lock tests": 2 * R,
+            "syncs": R,
+            "world": many * (6 + 4 * L),
+            "file": shared * 50,
+        },
+        "saves": {"names": F * S, "sizes": F * S, "syncs": R * S, "file": shared * 20.2 * S},
+        "restores": {"file": shared * 3 * S},
+    }
 
 
-KINDS = ("shared file", "checkpoint_comm", "direct, file per rank", "direct, file per node",
-         "viewer, file per rank", "viewer, file per node")
+KINDS = (
+    "shared file",
+    "checkpoint_comm",
+    "direct, file per rank",
+    "direct, file per node",
+    "viewer, file per rank",
+    "viewer, file per node",
+)
 
 
 def ranks_of_file(kind, ranks):
@@ -107,7 +158,7 @@ def measure(folder):
         result = call(*args)
         shim.count_stop()
         os.access(f"{folder}/@{kind}@", os.F_OK)
-        most = map(max, *world.allgather([shim.count_of(size) - n for size, n in enumerate(before)]), [0]*65)
+        most = map(max, *world.allgather([shim.count_of(size) - n for size, n in enumerate(before)]), [0] * 65)
         messages[kind][name].update({size: n for size, n in enumerate(most) if n})
         return result
 
@@ -137,7 +188,7 @@ def measure(folder):
         V = FunctionSpace(mesh, "DG", 1)
         functions = [Function(V) for _ in range(SAVES + 1)]
         for number, f in enumerate(functions):
-            f.dat.data_wo[:] = number + 1/3
+            f.dat.data_wo[:] = number + 1 / 3
         adjoint.continue_disk_checkpointing()
         saved = phase(kind, "once", save, functions[:1]) + phase(kind, "saves", save, functions[1:])
         restored = phase(kind, "restores", restore, saved[1:])
@@ -153,12 +204,21 @@ def count(ranks):
     with tempfile.TemporaryDirectory(prefix="counts-") as scratch:
         folder, shim = Path(scratch, "checkpoints"), Path(scratch, "shim.so")
         folder.mkdir()
-        subprocess.run(["mpicc", "-shared", "-fPIC", "-o", shim, HERE.parent/"tests/tape/count_messages.c"], check=True)
+        subprocess.run(
+            ["mpicc", "-shared", "-fPIC", "-o", shim, HERE.parent / "tests/tape/count_messages.c"], check=True
+        )
         trace = "%file,fstat,fstatfs,flock,fsync,fdatasync,ftruncate,fallocate"
-        strace = (f'exec strace -f -y -s 4096 --seccomp-bpf -e trace={trace} -E LD_PRELOAD={shim} '
-                  f'-o {scratch}/trace.${{OMPI_COMM_WORLD_RANK:-$PMI_RANK}} "$@"')
-        run = subprocess.run(["mpiexec", "-n", str(ranks), "bash", "-c", strace, "-", sys.executable, __file__,
-                              "--measure", folder], stdout=subprocess.PIPE, text=True, timeout=1800, check=True)
+        strace = (
+            f"exec strace -f -y -s 4096 --seccomp-bpf -e trace={trace} -E LD_PRELOAD={shim} "
+            f'-o {scratch}/trace.${{OMPI_COMM_WORLD_RANK:-$PMI_RANK}} "$@"'
+        )
+        run = subprocess.run(
+            ["mpiexec", "-n", str(ranks), "bash", "-c", strace, "-", sys.executable, __file__, "--measure", folder],
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=1800,
+            check=True,
+        )
         counts = {kind: {phase: Counter() for phase in PHASES} for kind in KINDS}
         for path in Path(scratch).glob("trace.*"):
             now = None
@@ -187,10 +247,12 @@ def compare(ranks, counts):
                 want["world"] += want.pop("file", 0)
             words = []
             for what in sorted(set(found) | {what for what, n in want.items() if n}):
-                off = what != "requests" and abs(found[what] - want[what]) > max(0.05*want[what], 1)
+                off = what != "requests" and abs(found[what] - want[what]) > max(0.05 * want[what], 1)
                 wrong += off
-                words.append(f"{what} {found[what]} " + (f"({want[what]:.0f}{', WRONG' if off else ''})"
-                                                         if what != "requests" else ""))
+                words.append(
+                    f"{what} {found[what]} "
+                    + (f"({want[what]:.0f}{', WRONG' if off else ''})" if what != "requests" else "")
+                )
             print(f"{ranks} {kind:22} {phase:9} {'; '.join(words)}", flush=True)
     return wrong
 
@@ -230,10 +292,16 @@ def main():
 
         import h5py
         from mpi4py import MPI
-        about = {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-                 "python": platform.python_version(), "hdf5": h5py.version.hdf5_version,
-                 "mpi": MPI.Get_library_version().split(",")[0], "firedrake": version("firedrake"),
-                 "saves": SAVES, "restores": SAVES}
+
+        about = {
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "python": platform.python_version(),
+            "hdf5": h5py.version.hdf5_version,
+            "mpi": MPI.Get_library_version().split(",")[0],
+            "firedrake": version("firedrake"),
+            "saves": SAVES,
+            "restores": SAVES,
+        }
         options.json.write_text(json.dumps({"about": about, "counts": counts}, indent=1) + "\n")
     return wrong > 0
 

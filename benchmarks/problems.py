@@ -74,8 +74,10 @@ def new_tape(kind, folder=None, comm=MPI.COMM_SELF):
             fd.enable_disk_checkpointing(checkpoint_comm=comm, checkpoint_dir=folder)
         elif kind == "shared":
             fd.enable_disk_checkpointing(dirname=folder)
-    tape.enable_checkpointing(SingleMemoryStorageSchedule() if kind == "memory" else SingleDiskStorageSchedule(),
-                              gc_timestep_frequency=5 if kind == "collected" else None)
+    tape.enable_checkpointing(
+        SingleMemoryStorageSchedule() if kind == "memory" else SingleDiskStorageSchedule(),
+        gc_timestep_frequency=5 if kind == "collected" else None,
+    )
     return tape
 
 
@@ -93,22 +95,23 @@ def advection(kind, mesh, steps=20, folder=None):
     V, W = FunctionSpace(mesh, "DG", 1), VectorFunctionSpace(mesh, "CG", 1)
     x, y = SpatialCoordinate(mesh)
     velocity = Function(W).interpolate(as_vector([0.5 - y, x - 0.5]))
-    start = Function(V).interpolate(exp(-50*((x - 0.5)**2 + (y - 0.75)**2)))
+    start = Function(V).interpolate(exp(-50 * ((x - 0.5) ** 2 + (y - 0.75) ** 2)))
     rate = Function(V).interpolate(1 + x)
     q, new = Function(V), Function(V)
     q.assign(start)
     u, v, n = TrialFunction(V), TestFunction(V), FacetNormal(mesh)
-    upwind = (dot(velocity, n) + abs(dot(velocity, n)))/2
-    dt = Constant(0.1/np.sqrt(mesh.num_cells()/2))
-    flux = (v("+") - v("-"))*(upwind("+")*q("+") - upwind("-")*q("-"))*dS
-    L = q*v*dx + dt*(q*div(v*velocity)*dx - flux - rate*q*q*v*dx)
+    upwind = (dot(velocity, n) + abs(dot(velocity, n))) / 2
+    dt = Constant(0.1 / np.sqrt(mesh.num_cells() / 2))
+    flux = (v("+") - v("-")) * (upwind("+") * q("+") - upwind("-") * q("-")) * dS
+    L = q * v * dx + dt * (q * div(v * velocity) * dx - flux - rate * q * q * v * dx)
     solver = LinearVariationalSolver(
-        LinearVariationalProblem(u*v*dx, L, new, constant_jacobian=True),
-        solver_parameters={"ksp_type": "preonly", "pc_type": "bjacobi", "sub_pc_type": "ilu"})
+        LinearVariationalProblem(u * v * dx, L, new, constant_jacobian=True),
+        solver_parameters={"ksp_type": "preonly", "pc_type": "bjacobi", "sub_pc_type": "ilu"},
+    )
     for _ in tape.timestepper(iter(range(steps))):
         solver.solve()
         q.assign(new)
-    return repeated(kind, assemble(q*q*dx), [start, rate])
+    return repeated(kind, assemble(q * q * dx), [start, rate])
 
 
 def repeated(kind, functional, controls):
@@ -122,7 +125,7 @@ def repeated(kind, functional, controls):
     count = itertools.count(1)
 
     def iteration(between=lambda: None):
-        controls[0].dat.data_wo[...] = (1 + 1e-6*next(count))*first
+        controls[0].dat.data_wo[...] = (1 + 1e-6 * next(count)) * first
         with measured(kind):
             reduced(controls)
             between()

@@ -100,7 +100,7 @@ def run(kind, cells, steps, folder, before=(), cache=None, iterations=7):
                     peak = max(peak, used()) if cache else 0
                 child.stdout.readline()
                 # The allocator keeps more of what was freed from iteration to iteration, up to a point.
-                steady = steady + 1 if peak <= 1.005*last else 0
+                steady = steady + 1 if peak <= 1.005 * last else 0
                 if steady == 2:
                     break
             if cache:
@@ -124,7 +124,7 @@ def disk_speed(folder, nbytes=2**28):
             begin = time.perf_counter()
             for offset in range(0, nbytes, len(block)):
                 move(fd, block, offset)
-            speeds.append(nbytes/(time.perf_counter() - begin))
+            speeds.append(nbytes / (time.perf_counter() - begin))
         os.close(fd)
     return dict(zip(("forward", "reverse"), speeds))
 
@@ -138,16 +138,21 @@ def limits(request):
     folder = next(iter(request.config.folders.values()))
     speed = disk_speed(folder)
     memory, _ = run("memory", cells, steps, folder)
-    nbytes = 8*3*2*cells**2*steps  # a new state in every step
-    return cells, steps, folder, nbytes, {
-        way: (median(seconds for seconds, _ in swept), nbytes/speed[way]) for way, swept in memory.items()}
+    nbytes = 8 * 3 * 2 * cells**2 * steps  # a new state in every step
+    return (
+        cells,
+        steps,
+        folder,
+        nbytes,
+        {way: (median(seconds for seconds, _ in swept), nbytes / speed[way]) for way, swept in memory.items()},
+    )
 
 
 @pytest.fixture(scope="module", params=["localckpt", "checkpoint_comm"])
 def swept(request, limits):
     cells, steps, folder, nbytes, _ = limits
     with group() as before:
-        return (request.param, *run(request.param, cells, steps, folder, before, nbytes//4))
+        return (request.param, *run(request.param, cells, steps, folder, before, nbytes // 4))
 
 
 @pytest.mark.parametrize("way", ["forward", "reverse"])
@@ -156,8 +161,17 @@ def test_sweep(record, limits, swept, way):
     *_, nbytes, limit = limits
     memory, disk = limit[way]
     seconds, read = zip(*times[way])
-    record(seconds, contestant=kind, sweep=way, bytes=nbytes, read=median(read), anonymous=peak, memory=memory,
-           disk=disk, ratio=median(seconds)/max(memory, disk))
+    record(
+        seconds,
+        contestant=kind,
+        sweep=way,
+        bytes=nbytes,
+        read=median(read),
+        anonymous=peak,
+        memory=memory,
+        disk=disk,
+        ratio=median(seconds) / max(memory, disk),
+    )
 
 
 if __name__ == "__main__":

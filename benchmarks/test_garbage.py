@@ -26,7 +26,7 @@ SECONDS = 120  # of iterations with and without
 def anonymous():
     """Bytes of RssAnon."""
     with open("/proc/self/status") as file:
-        return 1024*next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
+        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
 
 
 @contextlib.contextmanager
@@ -83,7 +83,7 @@ def compare(cells, steps, folder):
     begin = time.perf_counter()
     iteration()
     while time.perf_counter() - begin < SECONDS:
-        order = list(taken)[::(-1)**len(taken["with"])]
+        order = list(taken)[:: (-1) ** len(taken["with"])]
         for way in order:
             PETSc.Options("localckpt_").setValue("collect", way == "with")
             garbage.thaw()
@@ -96,8 +96,13 @@ def compare(cells, steps, folder):
 
 
 def child(*arguments):
-    run = subprocess.run([sys.executable, __file__, *map(str, arguments)], capture_output=True, text=True, timeout=3600,
-                         env=dict(os.environ))
+    run = subprocess.run(
+        [sys.executable, __file__, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=3600,
+        env=dict(os.environ),
+    )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.strip().splitlines()[-1])
 
@@ -109,15 +114,23 @@ def test_anonymous_memory(record, request, dofs, steps, kind):
     folder = next(iter(request.config.folders.values()))
     found = child("measure", kind, CELLS[dofs], steps, folder)
     record(found["seconds"], contestant=kind, dofs=dofs, steps=steps, peaks=found["peaks"])
-    print(f"\n{dofs} {steps:4} {kind:16}", *(f"{peak/1e6:.0f}" for peak in found["peaks"]), "MB")
+    print(f"\n{dofs} {steps:4} {kind:16}", *(f"{peak / 1e6:.0f}" for peak in found["peaks"]), "MB")
 
 
 def test_seconds_with_and_without(record, request):
     taken = child("compare", CELLS["60k"], 50, next(iter(request.config.folders.values())))
-    ratios = [one/other for one, other in zip(taken["with"], taken["without"])]
+    ratios = [one / other for one, other in zip(taken["with"], taken["without"])]
     low, middle, high = quantiles(ratios, n=4)
-    record(taken["with"], contestant="localckpt", dofs="60k", steps=50, ratio=middle, spread=[low, high],
-           without=median(taken["without"]), pairs=len(ratios))
+    record(
+        taken["with"],
+        contestant="localckpt",
+        dofs="60k",
+        steps=50,
+        ratio=middle,
+        spread=[low, high],
+        without=median(taken["without"]),
+        pairs=len(ratios),
+    )
     print(f"\nwith ÷ without {middle:.3f} ({low:.3f}-{high:.3f}), {len(ratios)} pairs")
 
 

@@ -40,8 +40,9 @@ FULL = {
 
 def pytest_generate_tests(metafunc):
     problems = PROBLEMS | (FULL if metafunc.config.getoption("full") else {})
-    metafunc.parametrize(("problem", "kind"), [(name, kind) for name, (*_, kinds) in problems.items()
-                                               for kind in kinds])
+    metafunc.parametrize(
+        ("problem", "kind"), [(name, kind) for name, (*_, kinds) in problems.items() for kind in kinds]
+    )
 
 
 def counted(iteration):
@@ -75,11 +76,12 @@ def test_iteration(record, request, problem, kind):
         if not pairs:
             (_, memory), (counts, ours) = counted(iterations["memory"]), counted(iterations[kind])
             assert kind == "shared" or all(  # whose mesh is partitioned and numbered anew
-                np.allclose(a.dat.data_ro, b.dat.data_ro, rtol=1e-10, atol=1e-14) for a, b in zip(memory, ours))
+                np.allclose(a.dat.data_ro, b.dat.data_ro, rtol=1e-10, atol=1e-14) for a, b in zip(memory, ours)
+            )
             del memory, ours
-        taken = in_turns(iterations, 6*request.config.getoption("seconds"))
+        taken = in_turns(iterations, 6 * request.config.getoption("seconds"))
         pairs += zip(taken["memory"], taken[kind])
-        ratios.append([mine[0]/theirs[0] for theirs, mine in zip(taken["memory"], taken[kind])])
+        ratios.append([mine[0] / theirs[0] for theirs, mine in zip(taken["memory"], taken[kind])])
         del iterations
         adjoint.set_working_tape(adjoint.Tape())  # lets go of the last one
         gc.collect()
@@ -87,11 +89,23 @@ def test_iteration(record, request, problem, kind):
     theirs, mine = (list(map(list, zip(*times))) for times in zip(*pairs))  # of seconds, stores, page faults
     ratio = geometric_mean(map(median, ratios))
     low, _, high = quantiles(itertools.chain(*ratios), n=4)
-    record(mine[0], contestant=kind, problem=problem, steps=steps, memory=median(theirs[0]), ratio=ratio,
-           spread=[low, high], orders=list(map(median, ratios)), faults=median(mine[2]), **counts,
-           **{"store and restore": median(mine[1]), "faults of memory": median(theirs[2])})
-    print(f"\n{problem:26} {MPI.COMM_WORLD.size} ranks, {kind:16}{median(mine[0]):8.3f} s, {ratio:6.3f} of "
-          f"memory; in store and restore {median(mine[1]):7.4f} s")
+    record(
+        mine[0],
+        contestant=kind,
+        problem=problem,
+        steps=steps,
+        memory=median(theirs[0]),
+        ratio=ratio,
+        spread=[low, high],
+        orders=list(map(median, ratios)),
+        faults=median(mine[2]),
+        **counts,
+        **{"store and restore": median(mine[1]), "faults of memory": median(theirs[2])},
+    )
+    print(
+        f"\n{problem:26} {MPI.COMM_WORLD.size} ranks, {kind:16}{median(mine[0]):8.3f} s, {ratio:6.3f} of "
+        f"memory; in store and restore {median(mine[1]):7.4f} s"
+    )
 
 
 def both(problem, order, mesh, folder):
@@ -105,8 +119,9 @@ def both(problem, order, mesh, folder):
 
 def in_turns(iterations, seconds):
     """Seconds, seconds in store and restore, and page faults of each iteration of each."""
-    return race({name: functools.partial(timed, name, iteration) for name, iteration in iterations.items()},
-                seconds, least=4)
+    return race(
+        {name: functools.partial(timed, name, iteration) for name, iteration in iterations.items()}, seconds, least=4
+    )
 
 
 def timed(name, iteration):

@@ -66,11 +66,16 @@ WITHOUT = {
     "every restore verified": partial(patched, store, RECENT=-1),
     "no repeats sought": partial(patched, Store, put=forgetting),
     "no hash: neither repeats nor verification": partial(
-        patched, store, RECENT=inf, xxh3_128_digest=lambda array: next(numbers)),
+        patched, store, RECENT=inf, xxh3_128_digest=lambda array: next(numbers)
+    ),
     "halos exchanged after a restore": partial(patched, SavedFunction, load=stale),
     "Functions made by their constructor": partial(patched, Template, __init__=useless),
-    "arrays in memory": partial(patched, Store, put=lambda self, key, array, valid=None: Kept(array.copy()),
-                                get=lambda self, kept, shape, dtype: kept.array.copy()),
+    "arrays in memory": partial(
+        patched,
+        Store,
+        put=lambda self, key, array, valid=None: Kept(array.copy()),
+        get=lambda self, kept, shape, dtype: kept.array.copy(),
+    ),
 }
 
 
@@ -90,15 +95,22 @@ def measured(problem, folder, seconds):
             iterations[kind] = advection("memory" if kind == "memory" else "localckpt", mesh, STEPS, folder)
             iterations[kind]()
     gc.collect()
-    return race({kind: partial(timed, kind, iteration) for kind, iteration in iterations.items()},
-                40*seconds, least=5)
+    return race(
+        {kind: partial(timed, kind, iteration) for kind, iteration in iterations.items()}, 40 * seconds, least=5
+    )
 
 
 @pytest.mark.parametrize("kind", ["memory", *WITHOUT])
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_without(record, request, problem, kind):
     taken = measured(problem, next(iter(request.config.folders.values())), request.config.getoption("seconds"))
-    ratios = [mine[0]/all_[0] for mine, all_ in zip(taken[kind], taken["all"])]
+    ratios = [mine[0] / all_[0] for mine, all_ in zip(taken[kind], taken["all"])]
     low, ratio, high = quantiles(ratios, n=4)
-    record([times[0] for times in taken[kind]], contestant=kind, problem=problem, ratio=ratio, spread=[low, high],
-           **{"store and restore": median(times[1] for times in taken[kind])})
+    record(
+        [times[0] for times in taken[kind]],
+        contestant=kind,
+        problem=problem,
+        ratio=ratio,
+        spread=[low, high],
+        **{"store and restore": median(times[1] for times in taken[kind])},
+    )

@@ -35,19 +35,39 @@ def test_iteration_in_its_own_process(record, request, problem, n):
     folder = next(iter(request.config.folders.values()))
     processes = []
     for number in range(PROCESSES):
-        order = ["memory", "localckpt"][::(-1)**number]
-        run = subprocess.run(["mpiexec", "-n", str(n), sys.executable, __file__, folder, problem, *order], check=True,
-                             env={**os.environ, "MPIEXEC_TIMEOUT": "300"}, stdout=subprocess.PIPE, text=True)
+        order = ["memory", "localckpt"][:: (-1) ** number]
+        run = subprocess.run(
+            ["mpiexec", "-n", str(n), sys.executable, __file__, folder, problem, *order],
+            check=True,
+            env={**os.environ, "MPIEXEC_TIMEOUT": "300"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         taken = json.loads(run.stdout.splitlines()[-1])
         theirs, mine = (list(zip(*taken[kind])) for kind in ("memory", "localckpt"))  # seconds, stores, page faults
-        processes.append({
-            "order": order, "memory": median(theirs[0]), "localckpt": median(mine[0]),
-            "ratio": median(own/other for own, other in zip(mine[0], theirs[0])), "store and restore": median(mine[1]),
-            "faults of memory": median(theirs[2]), "faults": median(mine[2])})
+        processes.append(
+            {
+                "order": order,
+                "memory": median(theirs[0]),
+                "localckpt": median(mine[0]),
+                "ratio": median(own / other for own, other in zip(mine[0], theirs[0])),
+                "store and restore": median(mine[1]),
+                "faults of memory": median(theirs[2]),
+                "faults": median(mine[2]),
+            }
+        )
     ratios = [process["ratio"] for process in processes]
     low, middle, high = quantiles(ratios, n=4)
-    record([process["localckpt"] for process in processes], contestant="localckpt", problem=problem, ranks=n,
-           oversubscribed=n > os.cpu_count(), ratio=middle, spread=[low, high], processes=processes)
+    record(
+        [process["localckpt"] for process in processes],
+        contestant="localckpt",
+        problem=problem,
+        ranks=n,
+        oversubscribed=n > os.cpu_count(),
+        ratio=middle,
+        spread=[low, high],
+        processes=processes,
+    )
     print(f"\n{problem:26} {n} ranks, {middle:6.3f} of memory; {', '.join(f'{ratio:.3f}' for ratio in sorted(ratios))}")
 
 

@@ -28,14 +28,16 @@ ON_FILES = [*TAPES, *FILES]
 def communicator(sharing):
     """Of the ranks that share a file: "rank", "group" (pairs), "shared"."""
     if sharing == "group":
-        return WORLD.Split(WORLD.rank//2)
+        return WORLD.Split(WORLD.rank // 2)
     return WORLD if sharing == "shared" else MPI.COMM_SELF
 
 
 def pytest_generate_tests(metafunc):
     folders = metafunc.config.folders
-    sharings = ["rank", "group", "shared"] if WORLD.size > 2 else ["rank", "shared"][:WORLD.size]
-    most = psutil.virtual_memory().total/2/len(ON_FILES)/(KEPT + 1)/WORLD.size/8  # dofs: so many that caches hold
+    sharings = ["rank", "group", "shared"] if WORLD.size > 2 else ["rank", "shared"][: WORLD.size]
+    most = (
+        psutil.virtual_memory().total / 2 / len(ON_FILES) / (KEPT + 1) / WORLD.size / 8
+    )  # dofs: so many that caches hold
     full = metafunc.config.getoption("full")
     found, names = [], []
     for (filesystem, folder), sharing, dofs in itertools.product(folders.items(), sharings, SIZES):
@@ -46,8 +48,9 @@ def pytest_generate_tests(metafunc):
         if main:
             operations |= STORED | {"cold": ON_FILES}
         if dofs > 10**6 and not full:  # the shared file takes seconds
-            operations = {operation: [kind for kind in kinds if kind != "shared"] for operation, kinds in
-                          operations.items()}
+            operations = {
+                operation: [kind for kind in kinds if kind != "shared"] for operation, kinds in operations.items()
+            }
         case = dofs, sharing, filesystem, operations
         for operation, kinds in operations.items():
             found += [(case, operation, kind) for kind in kinds]
@@ -77,13 +80,12 @@ class Case:
 
     @functools.cache  # noqa: B019 (the case goes soon)
     def race(self, operation):
-        turns = {kind: Turn(self.contestants[kind], self.alive[kind], operation)
-                 for kind in self.operations[operation]}
+        turns = {kind: Turn(self.contestants[kind], self.alive[kind], operation) for kind in self.operations[operation]}
         least = 2 if self.warm else KEPT + 2  # until files need not grow
         taken = {kind: min(seconds) for kind, seconds in race(turns, 0.5, least, least).items()}
         for kind, turn in turns.items() if operation != "cold" else ():
             # The limits as many as localckpt, which is to be compared with them: caches then help all alike.
-            turn.batch = max(1, min(turn.most, int(5e-4/max(taken[kind], taken["localckpt"]))))
+            turn.batch = max(1, min(turn.most, int(5e-4 / max(taken[kind], taken["localckpt"]))))
         self.warm = True
         return race(turns, self.seconds)
 
@@ -113,7 +115,7 @@ class Turn:
         self.contestant.ready()
         seconds = (self.saves if self.operation in ("save", "again") else self.restores)()
         self.contestant.rest()
-        return seconds/self.batch
+        return seconds / self.batch
 
     def saves(self):
         data, save, keep = self.contestant.data, self.contestant.save, self.alive.append
@@ -127,7 +129,7 @@ class Turn:
     def restores(self):
         restore = self.contestant.restore
         self.saves()
-        tokens = list(self.alive)[:-self.batch - 1:-1]  # as in a sweep in reverse
+        tokens = list(self.alive)[: -self.batch - 1 : -1]  # as in a sweep in reverse
         if self.operation == "restore again":
             for token in tokens:
                 restore(token).sum()

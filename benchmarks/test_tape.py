@@ -23,14 +23,19 @@ SWEEPS = list(itertools.product(["forward", "reverse"], ["first", "later"]))
 
 def pytest_generate_tests(metafunc):
     full = metafunc.config.getoption("full")
-    found = [(dofs, steps, *sweep, kind) for dofs, steps in (FULL if full else CASES) for sweep in SWEEPS
-             for kind in kinds(steps, full)]
-    metafunc.parametrize(("dofs", "steps", "way", "time", "kind"), found,
-                         ids=["{:.0e}-{}-{}-{}-{}".format(*case) for case in found])
+    found = [
+        (dofs, steps, *sweep, kind)
+        for dofs, steps in (FULL if full else CASES)
+        for sweep in SWEEPS
+        for kind in kinds(steps, full)
+    ]
+    metafunc.parametrize(
+        ("dofs", "steps", "way", "time", "kind"), found, ids=["{:.0e}-{}-{}-{}-{}".format(*case) for case in found]
+    )
 
 
 def kinds(steps, full):
-    return [kind for kind in KINDS if steps <= SLOW.get(kind, steps)*(10 if full else 1)]
+    return [kind for kind in KINDS if steps <= SLOW.get(kind, steps) * (10 if full else 1)]
 
 
 def sweeps(contestant, steps):
@@ -58,8 +63,12 @@ def measured(dofs, steps, full, folder, seconds):
     for _ in range(3):
         function = make_function(dofs)
         contestants = {kind: make(kind, function, MPI.COMM_SELF, folder) for kind in found}
-        taken = race({kind: partial(sweeps, contestant, steps) for kind, contestant in contestants.items()},
-                     seconds, least=2, most=10)
+        taken = race(
+            {kind: partial(sweeps, contestant, steps) for kind, contestant in contestants.items()},
+            seconds,
+            least=2,
+            most=10,
+        )
         for kind, (first, *later) in taken.items():
             found[kind]["first"].append(first)
             found[kind]["later"] += later
@@ -74,5 +83,11 @@ def test(record, request, dofs, steps, way, time, kind):
     (filesystem, folder), *_ = request.config.folders.items()
     option = request.config.getoption
     found = measured(dofs, steps, option("full"), folder, option("seconds"))[kind][time]
-    record([pair[way == "reverse"] for pair in found], contestant=kind, dofs=dofs, steps=steps, sweep=f"{way} {time}",
-           filesystem=filesystem)
+    record(
+        [pair[way == "reverse"] for pair in found],
+        contestant=kind,
+        dofs=dofs,
+        steps=steps,
+        sweep=f"{way} {time}",
+        filesystem=filesystem,
+    )

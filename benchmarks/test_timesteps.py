@@ -27,7 +27,7 @@ def clean():
 def status(name):
     """Bytes: VmRSS, VmHWM (the most that it was)."""
     with open("/proc/self/status") as file:
-        return 1024*next(int(line.split()[1]) for line in file if line.startswith(name))
+        return 1024 * next(int(line.split()[1]) for line in file if line.startswith(name))
 
 
 def measure(kind, steps, folder):
@@ -63,8 +63,9 @@ def measure(kind, steps, folder):
 def test_timesteps(record, request, steps, kind):
     folder = next(iter(request.config.folders.values()))
     env = dict(os.environ)  # as it was before MPI added to it
-    run = subprocess.run([sys.executable, __file__, kind, str(steps), folder], capture_output=True, text=True,
-                         timeout=1800, env=env)
+    run = subprocess.run(
+        [sys.executable, __file__, kind, str(steps), folder], capture_output=True, text=True, timeout=1800, env=env
+    )
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.strip().splitlines()[-1])
     record([found.pop("seconds")], contestant=kind, steps=steps, **found)

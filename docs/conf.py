@@ -19,8 +19,12 @@ autodoc_preserve_defaults = True
 autodoc_typehints = "none"  # docstrings have them
 myst_heading_anchors = 2
 html_theme = "alabaster"
-html_theme_options = {"description": "Adjoint checkpoints on node-local disks", "page_width": "1140px",
-                      "body_max_width": "none", "fixed_sidebar": True}
+html_theme_options = {
+    "description": "Adjoint checkpoints on node-local disks",
+    "page_width": "1140px",
+    "body_max_width": "none",
+    "fixed_sidebar": True,
+}
 
 
 def setup(app):

@@ -54,6 +54,7 @@ def record(checkpoint):
         enable_disk_checkpointing(checkpoint_comm=COMM_SELF, checkpoint_dir=tempfile.gettempdir())
     elif checkpoint == "localckpt":
         import localckpt.adjoint
+
         localckpt.adjoint.enable_disk_checkpointing()
     if checkpoint == "memory":
         tape.enable_checkpointing(SingleMemoryStorageSchedule())
@@ -66,12 +67,14 @@ def record(checkpoint):
         mesh = checkpointable_mesh(mesh)
     V = VectorFunctionSpace(mesh, "CG", 2)
     x, y = SpatialCoordinate(mesh)
-    initial = Function(V, name="initial").interpolate(as_vector([sin(pi*x)*sin(2*pi*y), x*(1 - x)*y*(1 - y)]))
-    target = Function(V, name="target").interpolate(as_vector([sin(2*pi*x)*sin(pi*y)/2, 0*x]))
+    initial = Function(V, name="initial").interpolate(
+        as_vector([sin(pi * x) * sin(2 * pi * y), x * (1 - x) * y * (1 - y)])
+    )
+    target = Function(V, name="target").interpolate(as_vector([sin(2 * pi * x) * sin(pi * y) / 2, 0 * x]))
     u, previous = Function(V, name="u"), Function(V, name="previous")
     v = TestFunction(V)
     nu, dt = Constant(0.01), Constant(0.02)
-    F = (inner((u - previous)/dt, v) + inner(dot(u, grad(u)), v) + nu*inner(grad(u), grad(v)))*dx
+    F = (inner((u - previous) / dt, v) + inner(dot(u, grad(u)), v) + nu * inner(grad(u), grad(v))) * dx
     solver = NonlinearVariationalSolver(NonlinearVariationalProblem(F, u, bcs=DirichletBC(V, 0, "on_boundary")))
 
     previous.assign(initial)
@@ -79,7 +82,7 @@ def record(checkpoint):
     J = 0.0
     for _ in tape.timestepper(iter(range(options.steps))):
         solver.solve()
-        J += assemble(inner(u - target, u - target)*dx)*float(dt)
+        J += assemble(inner(u - target, u - target) * dx) * float(dt)
         previous.assign(u)
     misfit = ReducedFunctional(J, Control(initial))
     pause_annotation()
@@ -90,7 +93,7 @@ def descend(misfit, m):
     """One iteration of steepest descent from m."""
     J = misfit(m)
     gradient = misfit.derivative(apply_riesz=True)
-    return J, gradient, Function(m.function_space()).assign(m - 0.1*gradient)
+    return J, gradient, Function(m.function_space()).assign(m - 0.1 * gradient)
 
 
 # ------------------------------------------------------------- the comparison
@@ -105,6 +108,7 @@ def time_inside(name):
         begin = perf_counter()
         original(*args)
         inside.append(perf_counter() - begin)
+
     setattr(TimeStep, name, timed)
 
 
@@ -136,7 +140,7 @@ def take_turns(misfits):
             gradients[name] = by_place(gradient)
         for name, gradient in gradients.items():
             right = gradients.get("plain", gradient)
-            errors[name] = max(errors[name], np.linalg.norm(gradient - right)/np.linalg.norm(right))
+            errors[name] = max(errors[name], np.linalg.norm(gradient - right) / np.linalg.norm(right))
             assert errors[name] < 1e-8, f"the gradient of {name} is wrong by {errors[name]}"
         if number >= 5 and sum(map(sum, seconds.values())) > 60:
             break  # a busy machine
@@ -146,7 +150,7 @@ def take_turns(misfits):
 def spread(values):
     """Lowest and highest value, but for one outlier in eight at either end."""
     values = sorted(values)
-    outliers = len(values)//8
+    outliers = len(values) // 8
     return values[outliers], values[-1 - outliers]
 
 
@@ -159,23 +163,27 @@ def report(seconds, saving, errors, dofs):
     rounds = len(seconds["plain"])
 
     def ratios(name, other="memory"):  # within a round: whatever else the machine does hits both alike
-        return [mine/theirs for mine, theirs in zip(seconds[name], seconds[other])]
+        return [mine / theirs for mine, theirs in zip(seconds[name], seconds[other])]
 
     def alike(pair):  # the tape that was recorded first may be a few percent faster, whichever it is
         low, high = spread(ratios(*pair))
         return rounds < 5 or low < 1.03 and high > 0.97
 
-    print(f"\nBurgers, {dofs} dofs, {options.steps} timesteps, {COMM_WORLD.size} ranks; {rounds} rounds of functional "
-          "and gradient\n")
+    print(
+        f"\nBurgers, {dofs} dofs, {options.steps} timesteps, {COMM_WORLD.size} ranks; {rounds} rounds of functional "
+        "and gradient\n"
+    )
     for name, meaning in ROWS.items():
         print(f"{name:16} {meaning}")
     print(f"\n{'':16}{'seconds':>20}{'/ memory':>20}{'save, restore s':>17}{'error':>7}")
     for name in ROWS:
-        print(f"{name:16}{show(seconds[name]):>20}{show(ratios(name)):>20}{median(saving[name]):17.3f}"
-              f"{errors[name]:7.0e}")
+        print(
+            f"{name:16}{show(seconds[name]):>20}{show(ratios(name)):>20}{median(saving[name]):17.3f}{errors[name]:7.0e}"
+        )
     disks = ["localckpt", "checkpoint_comm", "shared"]
     sentence = "On this machine an iteration took, divided by one with memory checkpoints, " + ", ".join(
-        f"{show(ratios(name))} with {name}" for name in disks)
+        f"{show(ratios(name))} with {name}" for name in disks
+    )
     pairs = [" and ".join(pair) for pair in combinations(["memory", *disks], 2) if alike(pair)]
     if pairs:
         sentence += "; the rounds differ too much, or are too few, to tell apart " + ", ".join(pairs)
@@ -195,7 +203,7 @@ def main():
         print(f"{options.checkpoint}: J = {J:.12g}, {show(measured[0][options.checkpoint])} s per iteration")
     if options.taylor:
         x, y = SpatialCoordinate(V.mesh())
-        h = Function(V).interpolate(as_vector([x*(1 - x)*sin(pi*y), y*x]))
+        h = Function(V).interpolate(as_vector([x * (1 - x) * sin(pi * y), y * x]))
         set_working_tape(misfit.tape)
         assert taylor_test(misfit, misfit.controls[0].tape_value().copy(deepcopy=True), h) > 1.9
 

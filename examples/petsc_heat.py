@@ -38,15 +38,15 @@ class Heat:
     def __init__(self, cells, dt=0.002, diffusivity=0.1):
         self.dt = dt
         self.grid = PETSc.DMDA().create([cells - 1, cells - 1], stencil_width=1)
-        self.grid.setUniformCoordinates(1/cells, 1 - 1/cells, 1/cells, 1 - 1/cells)
+        self.grid.setUniformCoordinates(1 / cells, 1 - 1 / cells, 1 / cells, 1 - 1 / cells)
         self.matrix = self.grid.createMat()  # of 1 - dt k lap
-        weight = dt*diffusivity*cells**2
+        weight = dt * diffusivity * cells**2
         row, column = PETSc.Mat.Stencil(), PETSc.Mat.Stencil()
         (x0, x1), (y0, y1) = self.grid.getRanges()
         for j in range(y0, y1):
             for i in range(x0, x1):
                 row.index = i, j
-                self.matrix.setValueStencil(row, row, 1 + 4*weight)
+                self.matrix.setValueStencil(row, row, 1 + 4 * weight)
                 for x, y in (i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1):
                     if min(x, y) >= 0 and max(x, y) < cells - 1:
                         column.index = x, y
@@ -56,7 +56,7 @@ class Heat:
         self.solver.setOperators(self.matrix)
         self.solver.setType("cg")  # the matrix is symmetric: its own adjoint
         self.solver.getPC().setType("jacobi")
-        self.solver.setTolerances(rtol=30*np.finfo(PETSc.RealType).eps, atol=0)
+        self.solver.setTolerances(rtol=30 * np.finfo(PETSc.RealType).eps, atol=0)
         self.solver.setFromOptions()
 
     def field(self, function):
@@ -67,13 +67,13 @@ class Heat:
 
     def step(self, u):
         """Advance u by one step."""
-        u.array += self.dt*(u.array_r - u.array_r**3)
+        u.array += self.dt * (u.array_r - u.array_r**3)
         self.solver.solve(u.copy(), u)
 
     def adjoint_step(self, u, adjoint):
         """Take the adjoint back over the step that began with u."""
         self.solver.solve(adjoint.copy(), adjoint)
-        adjoint.array *= 1 + self.dt*(1 - 3*u.array_r**2)
+        adjoint.array *= 1 + self.dt * (1 - 3 * u.array_r**2)
 
 
 class Run:
@@ -82,7 +82,7 @@ class Run:
     def __init__(self, heat, target, steps):
         self.heat, self.target, self.steps = heat, target, steps
         self.store = Store.temporary()  # a file per rank on a node-local disk
-        self.done = 0                   # timesteps, in all
+        self.done = 0  # timesteps, in all
 
     def written(self):
         """Bytes that were ever written to disk."""
@@ -97,8 +97,8 @@ class Run:
     def misfit(self, u):
         """The functional, and its derivative by the last state."""
         adjoint = u - self.target
-        adjoint.scale(1/u.getSize())
-        return (u - self.target).dot(adjoint).real/2, adjoint
+        adjoint.scale(1 / u.getSize())
+        return (u - self.target).dot(adjoint).real / 2, adjoint
 
     def gradient(self, initial, schedule):
         """The functional and its derivative by the initial state."""
@@ -144,29 +144,35 @@ class Run:
 
 def taylor_test(run, initial, value, gradient):
     """How fast what is left of J(u + h v) after its linear part vanishes with h: 2 if the gradient is right."""
-    v = run.heat.field(lambda x, y: x*(1 - x)*np.sin(3*np.pi*y))
+    v = run.heat.field(lambda x, y: x * (1 - x) * np.sin(3 * np.pi * y))
     single = PETSc.RealType(0).itemsize < 8
     left = []
     for h in (1.0, 0.5, 0.25) if single else (0.1, 0.05, 0.025):
-        left.append(abs(run.functional(initial + h*v) - value - h*gradient.dot(v).real))
-    return min(np.log2(left[i]/left[i + 1]) for i in range(2))
+        left.append(abs(run.functional(initial + h * v) - value - h * gradient.dot(v).real))
+    return min(np.log2(left[i] / left[i + 1]) for i in range(2))
 
 
 def main():
     steps = options.steps
-    arguments = {"SingleMemoryStorageSchedule": (), "SingleDiskStorageSchedule": (), "Revolve": (steps, 5),
-                 "HRevolve": (steps, 3, 10)}
+    arguments = {
+        "SingleMemoryStorageSchedule": (),
+        "SingleDiskStorageSchedule": (),
+        "Revolve": (steps, 5),
+        "HRevolve": (steps, 3, 10),
+    }
     heat = Heat(options.cells)
-    run = Run(heat, heat.field(lambda x, y: np.sin(np.pi*x)*np.sin(np.pi*y)/2), steps)
-    initial = heat.field(lambda x, y: np.sin(2*np.pi*x)*y*(1 - y))
+    run = Run(heat, heat.field(lambda x, y: np.sin(np.pi * x) * np.sin(np.pi * y) / 2), steps)
+    initial = heat.field(lambda x, y: np.sin(2 * np.pi * x) * y * (1 - y))
     PETSc.Sys.Print(f"{'':28}{'functional':>13}{'gradient':>13}{'steps':>7}{'kB to disk':>12}{'s':>7}")
     for name in [options.schedule] if options.schedule else arguments:
         schedule = getattr(schedules, name)(*arguments[name])
         before, begin = run.written(), time.perf_counter()
         value, gradient = run.gradient(initial, schedule)
         seconds = time.perf_counter() - begin
-        PETSc.Sys.Print(f"{name:28}{value:13.6g}{gradient.norm():13.6g}{run.done:7}"
-                        f"{(run.written() - before)/1e3:12.1f}{seconds:7.2f}")
+        PETSc.Sys.Print(
+            f"{name:28}{value:13.6g}{gradient.norm():13.6g}{run.done:7}"
+            f"{(run.written() - before) / 1e3:12.1f}{seconds:7.2f}"
+        )
     rate = taylor_test(run, initial, value, gradient)
     PETSc.Sys.Print(f"Taylor test: {rate:.3f}")
     assert rate > 1.9, "the gradient is wrong"

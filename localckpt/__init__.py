@@ -14,9 +14,11 @@ from os.path import dirname
 from typing import TYPE_CHECKING
 
 if find_spec("localckpt._petsc") is None:
-    raise ImportError(f"the localckpt in {dirname(__file__)} is not compiled: to use the one that is installed, start "
-                      "Python in another directory; to use this one, 'pip install --no-build-isolation -e .' there",
-                      name=__name__)
+    raise ImportError(
+        f"the localckpt in {dirname(__file__)} is not compiled: to use the one that is installed, start "
+        "Python in another directory; to use this one, 'pip install --no-build-isolation -e .' there",
+        name=__name__,
+    )
 
 if TYPE_CHECKING:
     from localckpt._errors import (
@@ -35,14 +37,30 @@ if TYPE_CHECKING:
     from localckpt._vecfile import VecFile
     from localckpt.functions import TemporaryFunctionCheckpointFile as TemporaryFunctionCheckpointFile
     from localckpt.places import node_comm
+
     __version__: str
 
-__all__ = ["CheckpointError", "ChecksumMismatch", "ClosedFile", "FileExists", "FileNotFound", "LayoutMismatch",
-           "NoAccess", "NotHDF5", "StorageError", "TransferError", "UnknownDataset", "VecFile",
-           "node_comm"]  # what needs no Firedrake
+__all__ = [
+    "CheckpointError",
+    "ChecksumMismatch",
+    "ClosedFile",
+    "FileExists",
+    "FileNotFound",
+    "LayoutMismatch",
+    "NoAccess",
+    "NotHDF5",
+    "StorageError",
+    "TransferError",
+    "UnknownDataset",
+    "VecFile",
+    "node_comm",
+]  # what needs no Firedrake
 
-_home = {"VecFile": "localckpt._vecfile", "TemporaryFunctionCheckpointFile": "localckpt.functions",
-         "node_comm": "localckpt.places"}
+_home = {
+    "VecFile": "localckpt._vecfile",
+    "TemporaryFunctionCheckpointFile": "localckpt.functions",
+    "node_comm": "localckpt.places",
+}
 
 
 def __getattr__(name):

@@ -19,6 +19,7 @@ def run(target, arguments, module):
     sys.path[0] = os.getcwd() if module else os.path.dirname(os.path.abspath(target))
     refuse_missing(target, module)
     from localckpt import adjoint, seam
+
     seam.install(adjoint.DiskCheckpointer, adjoint.LocalCheckpoint, everywhere=True)
     if module:
         runpy.run_module(target, run_name="__main__", alter_sys=True)
@@ -36,8 +37,10 @@ def refuse_missing(target, module):
         if not module and not os.path.isdir(target):
             open(target, "rb").close()
     except OSError as exc:
-        print(f"localckpt run: can't open file {os.path.abspath(target)!r}: [Errno {exc.errno}] {exc.strerror}",
-              file=sys.stderr)
+        print(
+            f"localckpt run: can't open file {os.path.abspath(target)!r}: [Errno {exc.errno}] {exc.strerror}",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 
@@ -50,8 +53,15 @@ def clean(folders, really, as_json):
         print(json.dumps([asdict(folder) | {"removed": folder in removed} for folder in found], indent=4))
     else:
         for folder in found:
-            what = (f"stays: {folder.why}" if folder.why else "removed" if folder in removed else
-                    "could not be removed" if really else "to be removed with --yes")
+            what = (
+                f"stays: {folder.why}"
+                if folder.why
+                else "removed"
+                if folder in removed
+                else "could not be removed"
+                if really
+                else "to be removed with --yes"
+            )
             print(f"{folder.nbytes / 1e6:12.3f} MB {folder.age / 3600:9.1f} h  {folder.path}  {what}")
         if not found:
             print(f"nothing in {', '.join(folders)}")
@@ -72,44 +82,67 @@ def positive(word):
 
 def main(argv=None):
     name = "localckpt" if os.path.basename(sys.argv[0]) == "localckpt" else "python -m localckpt"
-    parser = argparse.ArgumentParser(prog=name, description=__doc__, epilog="Exit status: 2 for a command line that "
-                                     "says nothing, else as each command's help says.")
+    parser = argparse.ArgumentParser(
+        prog=name,
+        description=__doc__,
+        epilog="Exit status: 2 for a command line that says nothing, else as each command's help says.",
+    )
     parser.add_argument("--version", action="version", version=f"localckpt {localckpt.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    command = commands.add_parser("run", help="run an unmodified script or module on localckpt",
-                                  usage="%(prog)s (script.py | -m module) [arguments ...]",
-                                  epilog="Exit status: the script's.")
+    command = commands.add_parser(
+        "run",
+        help="run an unmodified script or module on localckpt",
+        usage="%(prog)s (script.py | -m module) [arguments ...]",
+        epilog="Exit status: the script's.",
+    )
     command.add_argument("-m", dest="module", action="store_true", help="the target is a module")
     command.add_argument("target", help="script or module that uses Firedrake's enable_disk_checkpointing")
     command.add_argument("arguments", nargs=argparse.REMAINDER, help="its own arguments, and PETSc's options")
     command.set_defaults(call=lambda given: run(given.target, given.arguments, given.module))
 
     command = commands.add_parser(
-        "bench", help="measure what checkpoints cost on your disks, in about a minute",
+        "bench",
+        help="measure what checkpoints cost on your disks, in about a minute",
         description="Save and restore small and large arrays in each folder, through both engines, beside plain calls; "
-                    "say what a timestep costs, and which folder to take. Under mpiexec all ranks do so at once.",
-        epilog="Exit status: 0, or 1 if a folder could not be measured.")
+        "say what a timestep costs, and which folder to take. Under mpiexec all ranks do so at once.",
+        epilog="Exit status: 0, or 1 if a folder could not be measured.",
+    )
     command.add_argument("--dir", nargs="+", metavar="D", help="folders (default: those that a run may choose)")
-    command.add_argument("--timestep", type=positive, default=100, metavar="MB",
-                         help="what a rank stores in a timestep (default: %(default)s)")
+    command.add_argument(
+        "--timestep",
+        type=positive,
+        default=100,
+        metavar="MB",
+        help="what a rank stores in a timestep (default: %(default)s)",
+    )
     command.add_argument("--seconds", type=positive, default=60, help="how long to measure (default: %(default)s)")
     command.add_argument("--json", action="store_true", help="print a JSON object")
     command.set_defaults(call=lambda given: tools.bench(given.dir, given.timestep * 1e6, given.seconds, given.json))
     command = commands.add_parser(
-        "doctor", help="look for what will make a run fail, or slow",
+        "doctor",
+        help="look for what will make a run fail, or slow",
         description="Say what is installed, how ranks are grouped, where checkpoints go on each node and where they "
-                    "could, what limits there are, and what to do about each. Under mpiexec: of all nodes.",
-        epilog="Exit status: 0, or 1 if a run will fail.")
+        "could, what limits there are, and what to do about each. Under mpiexec: of all nodes.",
+        epilog="Exit status: 0, or 1 if a run will fail.",
+    )
     command.add_argument("--dir", nargs="+", metavar="D", default=[], help="further folders to look at")
     command.add_argument("--json", action="store_true", help="print a JSON object")
     command.set_defaults(call=lambda given: tools.doctor(given.dir, given.json))
     command = commands.add_parser(
-        "clean", help="remove what killed runs have left on this node",
+        "clean",
+        help="remove what killed runs have left on this node",
         description="List the folders that runs have made, and what becomes of each: one that a live run uses, "
-                    "that cleanup=False asked to keep, or that is another user's or host's, stays.",
-        epilog="Exit status: 0, or 1 if something could not be removed.")
-    command.add_argument("folders", nargs="*", type=directory, metavar="folder",
-                         default=[*leftovers.usual(), os.getcwd()], help="where to look (default: %(default)s)")
+        "that cleanup=False asked to keep, or that is another user's or host's, stays.",
+        epilog="Exit status: 0, or 1 if something could not be removed.",
+    )
+    command.add_argument(
+        "folders",
+        nargs="*",
+        type=directory,
+        metavar="folder",
+        default=[*leftovers.usual(), os.getcwd()],
+        help="where to look (default: %(default)s)",
+    )
     command.add_argument("--yes", action="store_true", help="remove them; without it they are only listed")
     command.add_argument("--json", action="store_true", help="print a JSON list")
     command.set_defaults(call=lambda given: clean(given.folders, given.yes, given.json))

@@ -4,8 +4,14 @@ class StorageError(Exception):
     dataset: str | None
     rank: int | None
     errno: int | None
-    def __init__(self, cause: str, file: str | None = None, dataset: str | None = None,
-                 rank: int | None = None, errno: int | None = None) -> None: ...
+    def __init__(
+        self,
+        cause: str,
+        file: str | None = None,
+        dataset: str | None = None,
+        rank: int | None = None,
+        errno: int | None = None,
+    ) -> None: ...
 
 class FileNotFound(StorageError, FileNotFoundError): ...  # type: ignore[misc]
 class FileExists(StorageError, FileExistsError): ...  # type: ignore[misc]

@@ -48,12 +48,19 @@ from localckpt.places import (
 from localckpt.seam import checkpointable_mesh
 from localckpt.store import Store
 
-__all__ = ["checkpointable_mesh", "continue_disk_checkpointing", "disk_checkpointing",
-           "enable_disk_checkpointing", "pause_disk_checkpointing", "stop_disk_checkpointing"]
+__all__ = [
+    "checkpointable_mesh",
+    "continue_disk_checkpointing",
+    "disk_checkpointing",
+    "enable_disk_checkpointing",
+    "pause_disk_checkpointing",
+    "stop_disk_checkpointing",
+]
 
 
-def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
-                              checkpoint_comm=None, checkpoint_dir=None, *, engine=None):
+def enable_disk_checkpointing(
+    dirname=None, comm=COMM_WORLD, cleanup=True, checkpoint_comm=None, checkpoint_dir=None, *, engine=None
+):
     """Add a :class:`DiskCheckpointer` to the working tape. Collective on `comm`.
 
     A tape that has a checkpointer keeps it, with a warning if other arguments are given. Follows
@@ -113,11 +120,18 @@ def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
     """
     tape = get_working_tape()
     there = tape._package_data.get("firedrake")
-    given = {"dirname": dirname, "comm": comm, "cleanup": cleanup, "checkpoint_comm": checkpoint_comm,
-             "checkpoint_dir": checkpoint_dir, "engine": engine}
+    given = {
+        "dirname": dirname,
+        "comm": comm,
+        "cleanup": cleanup,
+        "checkpoint_comm": checkpoint_comm,
+        "checkpoint_dir": checkpoint_dir,
+        "engine": engine,
+    }
     if there is None:
         there = tape._package_data["firedrake"] = DiskCheckpointer(
-            dirname, comm, cleanup, checkpoint_comm, checkpoint_dir, engine=engine)
+            dirname, comm, cleanup, checkpoint_comm, checkpoint_dir, engine=engine
+        )
         there._arguments = given
         return
     require_comm("comm", comm)
@@ -125,12 +139,16 @@ def enable_disk_checkpointing(dirname=None, comm=COMM_WORLD, cleanup=True,
     first = getattr(there, "_arguments", {})
     ignored = [name for name, value in given.items() if value not in (DEFAULTS[name], first.get(name))]
     if ignored:
-        warnings.warn(f"the working tape keeps the checkpointer that it has; ignored: {', '.join(ignored)}",
-                      UserWarning, stacklevel=2)
+        warnings.warn(
+            f"the working tape keeps the checkpointer that it has; ignored: {', '.join(ignored)}",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 DEFAULTS = {"comm": COMM_WORLD, "cleanup": True} | dict.fromkeys(
-    ("dirname", "checkpoint_comm", "checkpoint_dir", "engine"))  # nobody has given these
+    ("dirname", "checkpoint_comm", "checkpoint_dir", "engine")
+)  # nobody has given these
 _living: weakref.WeakSet = weakref.WeakSet()  # checkpointers
 
 
@@ -152,8 +170,9 @@ class DiskCheckpointer(TapePackageData):
     else communicates.
     """
 
-    def __init__(self, dirname=None, comm=COMM_WORLD, cleanup=True,
-                 checkpoint_comm=None, checkpoint_dir=None, *, engine=None):
+    def __init__(
+        self, dirname=None, comm=COMM_WORLD, cleanup=True, checkpoint_comm=None, checkpoint_dir=None, *, engine=None
+    ):
         garbage.sweep()  # tapes that nobody needs any more hold files
         require_comm("comm", comm)
         with interrupts_held():
@@ -163,7 +182,10 @@ class DiskCheckpointer(TapePackageData):
                 if checkpoint_dir is None and checkpoint_comm is not None and not any(named_folders()):
                     warnings.warn(
                         "checkpoint_comm without checkpoint_dir defaults to cwd, which is usually on the shared "
-                        "filesystem. Consider setting checkpoint_dir to a node-local path.", UserWarning, stacklevel=3)
+                        "filesystem. Consider setting checkpoint_dir to a node-local path.",
+                        UserWarning,
+                        stacklevel=3,
+                    )
                     checkpoint_dir = os.getcwd()
                 given = Arguments.checked(comm, dirname, cleanup, checkpoint_comm, checkpoint_dir, engine)
             except Exception as exc:  # warnings may be errors
@@ -225,7 +247,9 @@ class DiskCheckpointer(TapePackageData):
         warnings.warn(
             "'new_checkpoint_file' is deprecated and will be removed in a future release. Checkpoint file "
             "management is handled internally; call 'reset()' on the DiskCheckpointer instead.",
-            FutureWarning, stacklevel=2)
+            FutureWarning,
+            stacklevel=2,
+        )
         self._new_files += 1
         file = self._file(f"new-{self._new_files}.h5")
         if self.checkpoint_comm.rank == 0:

@@ -68,8 +68,13 @@ class Arguments:
             return self.cleanup, (self.comm.rank, 1, 0)
         ranks = ranks_in(self.comm, self.checkpoint_comm)
         group = ranks[0], len(ranks), xxh3_64_intdigest(np.array(ranks).tobytes())
-        return (self.cleanup, group, self.engine or "by default", ", ".join(tier.given for tier in self.tiers),
-                ", ".join(f"{tier.limit:g}" for tier in self.tiers))
+        return (
+            self.cleanup,
+            group,
+            self.engine or "by default",
+            ", ".join(tier.given for tier in self.tiers),
+            ", ".join(f"{tier.limit:g}" for tier in self.tiers),
+        )
 
 
 def require_comm(name, comm):
@@ -113,11 +118,21 @@ def agree(comm, given, error=None):
     # As many ranks as a communicator has must have it, or some wait for ranks that do not come.
     if any(len(ranks) != size for (_, size, _), ranks in groups.items()):
         compare("checkpoint_comm", everyone, [f"of size {row[1][1]}" for row in rows])
-        compare("checkpoint_comm", everyone, [f"of size {size} from rank {first} on (hash of its ranks: {digest:x})"
-                                              for _, (first, size, digest), *_ in rows])
+        compare(
+            "checkpoint_comm",
+            everyone,
+            [
+                f"of size {size} from rank {first} on (hash of its ranks: {digest:x})"
+                for _, (first, size, digest), *_ in rows
+            ],
+        )
     for (_, size, _), ranks in groups.items():
-        for column, name in enumerate(("engine (or -localckpt_engine)", "the directory for checkpoints",
-                                       "-localckpt_dir_limit") if size > 1 else (), 2):
+        for column, name in enumerate(
+            ("engine (or -localckpt_engine)", "the directory for checkpoints", "-localckpt_dir_limit")
+            if size > 1
+            else (),
+            2,
+        ):
             compare(name, ranks, [rows[rank][column] for rank in ranks], " of one checkpoint_comm")
 
 
@@ -127,8 +142,12 @@ def compare(name, ranks, values, of=""):
     for rank, value in zip(ranks, values):
         holders.setdefault(value, []).append(str(rank))
     if len(holders) > 1:
-        raise ValueError(f"{name} is not the same on all ranks{of}: " + some(
-            [f"{value} on rank{'s' * (len(held) > 1)} {some(held, ', ')}" for value, held in holders.items()], "; "))
+        raise ValueError(
+            f"{name} is not the same on all ranks{of}: "
+            + some(
+                [f"{value} on rank{'s' * (len(held) > 1)} {some(held, ', ')}" for value, held in holders.items()], "; "
+            )
+        )
 
 
 def some(words, separator):

@@ -44,12 +44,12 @@ class DirectEngine:
         self.file = file
         self.recycle = recycle
         self.limit = limit
-        self.taken = 0      # bytes for each rank, on average over the ranks
-        self.full = None    # why there are no new rows, on every rank
+        self.taken = 0  # bytes for each rank, on average over the ranks
+        self.full = None  # why there are no new rows, on every rank
         self.broken = None  # why this rank no longer writes here
         self.pools: dict[str, Pool] = {}
         self.names: set[str] = set()  # of datasets
-        self.flags = bytearray(2)     # for agreements, which no lack of memory is to keep a rank from
+        self.flags = bytearray(2)  # for agreements, which no lack of memory is to keep a rank from
 
     def reserve(self, key, array, well=True):
         """Have rows for the next saves of `key`. Collective on the file's communicator.
@@ -145,8 +145,12 @@ class DirectEngine:
     def check(self, pool, array):
         """LayoutMismatch if the array is not of the size of the pool's rows. Not collective."""
         if array.nbytes != pool.nbytes:
-            raise LayoutMismatch(f"rows of {pool.nbytes} bytes, to be stored are {array.nbytes}", self.file.path,
-                                 pool.name, self.file.comm.rank)
+            raise LayoutMismatch(
+                f"rows of {pool.nbytes} bytes, to be stored are {array.nbytes}",
+                self.file.path,
+                pool.name,
+                self.file.comm.rank,
+            )
 
     def retire(self):
         """Nothing more will be written: rows need no more than the descriptor. Not collective."""
@@ -194,9 +198,9 @@ class ViewerEngine:
         self.broken = None  # why nothing is written here any more, on every rank
         self.retired = False
         self.live = 0
-        self.count: defaultdict[str, int] = defaultdict(int)       # datasets of a key, the same on all ranks
-        self.agreed: defaultdict[str, list] = defaultdict(list)    # those that all ranks know to be free
-        self.dropped: defaultdict[str, set] = defaultdict(set)     # those that this rank no longer needs
+        self.count: defaultdict[str, int] = defaultdict(int)  # datasets of a key, the same on all ranks
+        self.agreed: defaultdict[str, list] = defaultdict(list)  # those that all ranks know to be free
+        self.dropped: defaultdict[str, set] = defaultdict(set)  # those that this rank no longer needs
 
     def claim(self, key, nbytes):
         """The number of a free dataset, of so many bytes here. Collective on the file's communicator."""
@@ -213,8 +217,12 @@ class ViewerEngine:
             fits = bytearray(self.taken + n * nbytes <= self.limit for n in (new, 1))
             self.file.agree(fits)
             if not fits[1]:
-                raise TransferError(f"{os.strerror(errno.EDQUOT)}, the limit of {self.limit:.0f} bytes for each rank "
-                                    "is reached", self.file.path, key, errno=errno.EDQUOT)
+                raise TransferError(
+                    f"{os.strerror(errno.EDQUOT)}, the limit of {self.limit:.0f} bytes for each rank is reached",
+                    self.file.path,
+                    key,
+                    errno=errno.EDQUOT,
+                )
             new = new if fits[0] else 1
             self.taken += new * nbytes
             agreed.extend(range(self.count[key] + new - 1, self.count[key] - 1, -1))

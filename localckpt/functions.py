@@ -90,7 +90,7 @@ class CopiedFunction:
 def content(dat):
     """What a Dat holds, as something to compare: its halo counts while it is valid. Not collective."""
     halo = dat.halo_valid
-    return halo, xxh3_128_digest(dat._data if halo else dat._data[:dat.dataset.size])
+    return halo, xxh3_128_digest(dat._data if halo else dat._data[: dat.dataset.size])
 
 
 @dataclass(slots=True)
@@ -184,8 +184,13 @@ class FunctionStore:
                 try:
                     # Not data_ro_with_halos, which would exchange stale halos. A stale halo is written all the same:
                     # the array can then be mapped whole.
-                    rows.append(self.store.put(part.key if dtype == SCALAR else f"{part.key}~{dtype}", d._data,
-                                               None if halo else part.owned))
+                    rows.append(
+                        self.store.put(
+                            part.key if dtype == SCALAR else f"{part.key}~{dtype}",
+                            d._data,
+                            None if halo else part.owned,
+                        )
+                    )
                 except Exception as exc:
                     if lost is None:  # the other components have their turn, as on the other ranks of the file
                         lost = self._lost(function, dat, exc)
@@ -196,12 +201,22 @@ class FunctionStore:
     def _lost(self, function, dat, exc):
         """The CheckpointError that says why a Function could not be stored, and that the store keeps."""
         if not isinstance(exc, CheckpointError):
-            why = exc if isinstance(exc, StorageError) else TransferError(
-                str(exc) or type(exc).__name__, getattr(exc, "filename", None), errno=getattr(exc, "errno", None))
+            why = (
+                exc
+                if isinstance(exc, StorageError)
+                else TransferError(
+                    str(exc) or type(exc).__name__, getattr(exc, "filename", None), errno=getattr(exc, "errno", None)
+                )
+            )
             exc = CheckpointError(
                 f"rank {function.function_space().comm.rank} on {MPI.Get_processor_name()} cannot store a checkpoint "
                 f"of {function.name()!r}: {why.cause}; {sum(d._data.nbytes for d in dat)} bytes wanted, "
-                f"{self.store.last.free} free", why.file, why.dataset, why.rank, why.errno)
+                f"{self.store.last.free} free",
+                why.file,
+                why.dataset,
+                why.rank,
+                why.errno,
+            )
         self.store.failure = copy(exc)  # without what its frames hold
         return copy(exc)
 
@@ -301,7 +316,7 @@ class TemporaryFunctionCheckpointFile:
             error = exc
         raise_everywhere(self.comm, error)
         for dataset, array, part in zip(datasets, arrays, parts):
-            self._file.read_array(dataset, array[:part.owned])
+            self._file.read_array(dataset, array[: part.owned])
         return new_function(function_space, Function, arrays, [False] * len(arrays))
 
     def _datasets(self, V, name, idx):

@@ -75,8 +75,9 @@ def make(parent, files=(), keep=False):
                 pass  # no locks on this filesystem, and nothing on it is ever taken for dead
             if os.path.samestat(os.fstat(lock), os.stat(path)):
                 for name in files:
-                    os.close(os.open(os.path.join(path, name), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC,
-                                     0o600))
+                    os.close(
+                        os.open(os.path.join(path, name), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+                    )
                 return path
         except (FileNotFoundError, BlockingIOError):
             pass  # a cleaner was here between the making and the locking

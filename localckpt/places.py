@@ -15,16 +15,46 @@ from petsc4py import PETSc
 from localckpt import leftovers
 from localckpt._collective import interrupts_held, raise_everywhere
 
-__all__ = ["Place", "Tier", "Watch", "announce", "choose_engine", "choose_place", "choose_tiers", "make_folder",
-           "next_folder", "node_comm", "raise_everywhere", "wanted_engine"]
+__all__ = [
+    "Place",
+    "Tier",
+    "Watch",
+    "announce",
+    "choose_engine",
+    "choose_place",
+    "choose_tiers",
+    "make_folder",
+    "next_folder",
+    "node_comm",
+    "raise_everywhere",
+    "wanted_engine",
+]
 
 log = logging.getLogger("localckpt")
 
 # What a scheduler lets a job write there before it kills it, and where it says so.
 JOB_LIMITS = ("PBS_NCI_JOBFS",)
 IN_RAM = {"tmpfs", "ramfs", "devtmpfs"}
-NETWORK = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "fuse.ceph", "fuse.glusterfs",
-           "orangefs", "pvfs2", "panfs", "wekafs", "afs", "9p", "fuse.sshfs", "fuse.juicefs"}
+NETWORK = {
+    "nfs",
+    "nfs4",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "cifs",
+    "smb3",
+    "ceph",
+    "fuse.ceph",
+    "fuse.glusterfs",
+    "orangefs",
+    "pvfs2",
+    "panfs",
+    "wekafs",
+    "afs",
+    "9p",
+    "fuse.sshfs",
+    "fuse.juicefs",
+}
 
 
 def _free(comm, key, groups):
@@ -115,8 +145,11 @@ class Place:
     @classmethod
     def at(cls, path):
         real = os.path.realpath(path)
-        mounts = [m for m in psutil.disk_partitions(all=True)
-                  if real == m.mountpoint or real.startswith(m.mountpoint.rstrip("/") + "/")]
+        mounts = [
+            m
+            for m in psutil.disk_partitions(all=True)
+            if real == m.mountpoint or real.startswith(m.mountpoint.rstrip("/") + "/")
+        ]
         # Of several mounts on one point the last one is seen.
         mount = max(reversed(mounts), key=lambda m: len(m.mountpoint), default=None)
         return cls(os.fspath(path), mount.fstype if mount else "unknown", shutil.disk_usage(path).free)
@@ -160,17 +193,27 @@ def choose_place():
     if usable(named):
         return Place.at(named)
     if named:
-        log.warning("-localckpt_dir %s is not a folder to write to on %s%s", named, MPI.Get_processor_name(),
-                    unset_variables(named))
+        log.warning(
+            "-localckpt_dir %s is not a folder to write to on %s%s",
+            named,
+            MPI.Get_processor_name(),
+            unset_variables(named),
+        )
     for folder in filter(usable, leftovers.usual()):
         place = Place.at(folder)
         if not place.in_ram:
             if place.on_network:
-                log.warning("checkpoints go to %s, on the network filesystem %s: name a node-local folder "
-                            "with checkpoint_dir= or -localckpt_dir", place.path, place.filesystem)
+                log.warning(
+                    "checkpoints go to %s, on the network filesystem %s: name a node-local folder "
+                    "with checkpoint_dir= or -localckpt_dir",
+                    place.path,
+                    place.filesystem,
+                )
             return place
-    log.warning("no node-local folder for checkpoints found; they go to the current one: name another "
-                "with checkpoint_dir= or -localckpt_dir")
+    log.warning(
+        "no node-local folder for checkpoints found; they go to the current one: name another "
+        "with checkpoint_dir= or -localckpt_dir"
+    )
     return Place.at(os.getcwd())
 
 
@@ -204,8 +247,11 @@ def choose_tiers(folders, ranks, argument="folders"):
         folders = [name for name in named if name]
         if len(folders) < len(named) > 1:
             log.warning("-localckpt_dir has empty names, which are left out: %s", ",".join(named))
-        tiers = ([Tier(os.path.abspath(name), given=f"-localckpt_dir {name}") for name in folders]
-                 if len(folders) > 1 else [Tier(os.path.abspath(choose_place().path))])
+        tiers = (
+            [Tier(os.path.abspath(name), given=f"-localckpt_dir {name}") for name in folders]
+            if len(folders) > 1
+            else [Tier(os.path.abspath(choose_place().path))]
+        )
     else:
         single = isinstance(folders, (str, bytes, os.PathLike))
         try:
@@ -223,8 +269,9 @@ def choose_tiers(folders, ranks, argument="folders"):
     if len(limits) == 1:
         limits *= len(tiers)
     if len(limits) != len(tiers) or not all(limit > 0 for limit in limits):
-        raise ValueError(f"-localckpt_dir_limit is one number of bytes, or one for each of {len(tiers)} folders, "
-                         f"not {given!r}")
+        raise ValueError(
+            f"-localckpt_dir_limit is one number of bytes, or one for each of {len(tiers)} folders, not {given!r}"
+        )
     return [replace(tier, limit=limit / ranks) for tier, limit in zip(tiers, limits)]
 
 
@@ -259,13 +306,20 @@ class Watch:
         tier = store.last
         room = self.room(tier)
         if self.written == 0 and self.rank == 0:
-            log.info("the first timestep takes %.3g MB on this rank; there is room for at least %d more like it",
-                     store.summary.written / 1e6, room // store.summary.written)
+            log.info(
+                "the first timestep takes %.3g MB on this rank; there is room for at least %d more like it",
+                store.summary.written / 1e6,
+                room // store.summary.written,
+            )
         self.written = store.summary.written
         if room < 0.1 * self.first.setdefault(tier, room):
             self.first[tier] = 0  # said once
-            log.warning("%s: %.3g MB for each rank are left in %s", MPI.Get_processor_name(), room / 1e6,
-                        os.path.dirname(tier.path))
+            log.warning(
+                "%s: %.3g MB for each rank are left in %s",
+                MPI.Get_processor_name(),
+                room / 1e6,
+                os.path.dirname(tier.path),
+            )
 
 
 def wanted_engine(engine=None):
@@ -307,22 +361,33 @@ def announce(place, first, comm, node):
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
-    level = logging.INFO if comm.rank == 0 or (place.path, place.filesystem) != (
-        first.path, first.filesystem) else logging.DEBUG
-    limits = "".join(f"; the scheduler's limit is {name}={os.environ[name]}"
-                     for name in JOB_LIMITS if name in os.environ)
+    level = (
+        logging.INFO
+        if comm.rank == 0 or (place.path, place.filesystem) != (first.path, first.filesystem)
+        else logging.DEBUG
+    )
+    limits = "".join(
+        f"; the scheduler's limit is {name}={os.environ[name]}" for name in JOB_LIMITS if name in os.environ
+    )
     if node.rank == 0:
-        message = (f"{MPI.Get_processor_name()}: checkpoints go to {place.path} ({place.filesystem}), "
-                   f"{place.free / 1e9:.1f} GB free, {place.free / node.size / 1e9:.1f} GB for each of "
-                   f"{node.size} ranks{limits}")
+        message = (
+            f"{MPI.Get_processor_name()}: checkpoints go to {place.path} ({place.filesystem}), "
+            f"{place.free / 1e9:.1f} GB free, {place.free / node.size / 1e9:.1f} GB for each of "
+            f"{node.size} ranks{limits}"
+        )
         if place.path not in announced:
             announced.add(place.path)
             log.log(level, message)
         # Not into what others have: on a shared filesystem every node would look into all ranks' folders.
         dead = leftovers.remove_dead(leftovers.find(place.path, leftovers.of_this_host()))
         if dead:
-            log.info("%s: %d folders of runs that are dead removed from %s, %.3g MB", MPI.Get_processor_name(),
-                     len(dead), place.path, sum(folder.nbytes for folder in dead) / 1e6)
+            log.info(
+                "%s: %d folders of runs that are dead removed from %s, %.3g MB",
+                MPI.Get_processor_name(),
+                len(dead),
+                place.path,
+                sum(folder.nbytes for folder in dead) / 1e6,
+            )
 
 
 announced: set[str] = set()  # once is enough for a script that makes tape after tape
@@ -361,9 +426,11 @@ def make_folder(comm, parent, files=(), keep=False, given=None):
                 if comm.rank == 0:
                     leftovers.remove(made)
                     more = f" and {len(blind) - 8} more" if len(blind) > 8 else ""
-                    error = OSError(f"{parent} of rank 0 ({host}) is not the one of {', '.join(blind[:8])}{more}: give "
-                                    "the ranks of a file a directory that they share, or let only ranks of one node "
-                                    "share files, with checkpoint_comm=localckpt.node_comm(comm)")
+                    error = OSError(
+                        f"{parent} of rank 0 ({host}) is not the one of {', '.join(blind[:8])}{more}: give "
+                        "the ranks of a file a directory that they share, or let only ranks of one node "
+                        "share files, with checkpoint_comm=localckpt.node_comm(comm)"
+                    )
                 raise_everywhere(comm, error)
     return made
 
@@ -373,9 +440,13 @@ def _make_given(parent, files, keep, given):
     try:
         return leftovers.make(parent, files, keep)
     except OSError as exc:
-        raise OSError(exc.errno, f"{given or parent} on {MPI.Get_processor_name()} cannot be used ({exc.strerror}"
-                      f"{unset_variables(parent)}): name a directory that is there, and can be written to, on "
-                      "every node", exc.filename) from None
+        raise OSError(
+            exc.errno,
+            f"{given or parent} on {MPI.Get_processor_name()} cannot be used ({exc.strerror}"
+            f"{unset_variables(parent)}): name a directory that is there, and can be written to, on "
+            "every node",
+            exc.filename,
+        ) from None
 
 
 def sees(folder):

@@ -16,7 +16,7 @@ from firedrake.adjoint_utils.ensemble_function import EnsembleFunctionMixin
 from firedrake.adjoint_utils.mesh import MeshGeometryMixin
 from pyadjoint import get_working_tape
 
-_active = None     # weak reference to the checkpointer whose tape is saving a timestep
+_active = None  # weak reference to the checkpointer whose tape is saving a timestep
 _replaced: list = []  # what install() put in place: (owner, name, what was there or None)
 
 
@@ -102,9 +102,12 @@ def install(ours, checkpoint_class, everywhere=False):
         nonlocal warned
         if not warned:
             warned = True
-            warnings.warn("this is Firedrake's enable_disk_checkpointing, not localckpt's: import * from "
-                          "localckpt.adjoint after all modules that import * from firedrake.adjoint",
-                          UserWarning, stacklevel=3)
+            warnings.warn(
+                "this is Firedrake's enable_disk_checkpointing, not localckpt's: import * from "
+                "localckpt.adjoint after all modules that import * from firedrake.adjoint",
+                UserWarning,
+                stacklevel=3,
+            )
         theirs_init(self, *args, **kwargs)
 
     def create_mesh_checkpoint(self):
@@ -122,8 +125,11 @@ def install(ours, checkpoint_class, everywhere=False):
         return owner.save_ensemble(self) if isinstance(owner, ours) else theirs_create_ensemble(self)
 
     def restore_ensemble_checkpoint(self, checkpoint):
-        return (checkpoint.restore() if isinstance(checkpoint, fd.CheckpointBase) else
-                theirs_restore_ensemble(self, checkpoint))
+        return (
+            checkpoint.restore()
+            if isinstance(checkpoint, fd.CheckpointBase)
+            else theirs_restore_ensemble(self, checkpoint)
+        )
 
     theirs_init_checkpoint = vars(theirs["CheckpointFunction"])["__init__"]
     theirs_create = vars(MeshGeometryMixin)["_ad_create_checkpoint"]
@@ -150,16 +156,25 @@ def install(ours, checkpoint_class, everywhere=False):
 
 def attachment_points():
     """What localckpt attaches to, or ImportError."""
-    theirs = {name: getattr(fd, name, None)
-              for name in ("CheckpointFunction", "DiskCheckpointer", "current_checkpoint_file")}
+    theirs = {
+        name: getattr(fd, name, None) for name in ("CheckpointFunction", "DiskCheckpointer", "current_checkpoint_file")
+    }
     gone = [f"{fd.__name__}.{name}" for name, value in theirs.items() if value is None]
     methods = {theirs["DiskCheckpointer"]: ("continue_checkpointing", "pause_checkpointing")} | dict.fromkeys(
-        (MeshGeometryMixin, EnsembleFunctionMixin), ("_ad_create_checkpoint", "_ad_restore_at_checkpoint"))
-    gone += [f"{owner.__module__}.{owner.__name__}.{name}" for owner, names in methods.items() if owner
-             for name in names if name not in vars(owner)]  # its own: pyadjoint's are inherited by all
+        (MeshGeometryMixin, EnsembleFunctionMixin), ("_ad_create_checkpoint", "_ad_restore_at_checkpoint")
+    )
+    gone += [
+        f"{owner.__module__}.{owner.__name__}.{name}"
+        for owner, names in methods.items()
+        if owner
+        for name in names
+        if name not in vars(owner)
+    ]  # its own: pyadjoint's are inherited by all
     if gone:
-        raise ImportError(f"Firedrake {version('firedrake')} has no {' or '.join(gone)}, "
-                          "where localckpt attaches; a newer localckpt may know its new place")
+        raise ImportError(
+            f"Firedrake {version('firedrake')} has no {' or '.join(gone)}, "
+            "where localckpt attaches; a newer localckpt may know its new place"
+        )
     return theirs
 
 

@@ -34,8 +34,10 @@ AHEAD = 1 << 23
 
 def not_copied(self, protocol):
     """For ``__reduce_ex__``: neither pickle nor deepcopy can make another one."""
-    raise TypeError("a checkpoint is a place in a file that this process has open: it cannot be copied or pickled; "
-                    "restore it, and copy what that gives")
+    raise TypeError(
+        "a checkpoint is a place in a file that this process has open: it cannot be copied or pickled; "
+        "restore it, and copy what that gives"
+    )
 
 
 class Stored:
@@ -70,15 +72,15 @@ def prefetch(stored):
 class Summary:
     """What was saved and restored in all tiers, on one rank or (:meth:`over`) on all."""
 
-    saves: int = 0     #: of arrays, one for each component of a Function
-    repeats: int = 0   #: saves of bytes that were on disk already
+    saves: int = 0  #: of arrays, one for each component of a Function
+    repeats: int = 0  #: saves of bytes that were on disk already
     restores: int = 0  #: of arrays
-    saved: int = 0     #: bytes that were to be saved
-    written: int = 0   #: bytes that went to disk
-    read: int = 0      #: bytes that came back from it
-    live: int = 0      #: bytes that the files written to take on disk, with what is reserved for more
-    peak: int = 0      #: the most that `live` was, or the sum of each rank's most
-    saving: float = 0.0     #: seconds in :meth:`Store.put`, on the slowest rank
+    saved: int = 0  #: bytes that were to be saved
+    written: int = 0  #: bytes that went to disk
+    read: int = 0  #: bytes that came back from it
+    live: int = 0  #: bytes that the files written to take on disk, with what is reserved for more
+    peak: int = 0  #: the most that `live` was, or the sum of each rank's most
+    saving: float = 0.0  #: seconds in :meth:`Store.put`, on the slowest rank
     restoring: float = 0.0  #: seconds in :meth:`Store.get`, on that rank
     tiers: list[str] = field(default_factory=list)  #: folders that were used
     ranks: int = 1
@@ -89,20 +91,26 @@ class Summary:
         """That of all ranks. Collective on `comm`."""
         everyone = comm.allgather(self)
         slowest = max(everyone, key=lambda one: one.saving + one.restoring)
-        total = replace(slowest, tiers=[*dict.fromkeys(tier for one in everyone for tier in one.tiers)],
-                        ranks=comm.size, slowest_rank=everyone.index(slowest))
+        total = replace(
+            slowest,
+            tiers=[*dict.fromkeys(tier for one in everyone for tier in one.tiers)],
+            ranks=comm.size,
+            slowest_rank=everyone.index(slowest),
+        )
         for name in ("saves", "repeats", "restores", "saved", "written", "read", "live", "peak"):
             setattr(total, name, sum(getattr(one, name) for one in everyone))
         return total
 
     def __str__(self):
         whose = f"all {self.ranks} ranks, the slowest:" if self.ranks > 1 else "one rank:"
-        return (f"checkpoints of {whose} rank {self.slowest_rank} on {self.slowest_host}\n"
-                f"    saves    {self.saves:12} {self.saved / 1e6:12.3f} MB {self.saving:10.3f} s\n"
-                f"    repeats  {self.repeats:12} {(self.saved - self.written) / 1e6:12.3f} MB not written\n"
-                f"    restores {self.restores:12} {self.read / 1e6:12.3f} MB {self.restoring:10.3f} s\n"
-                f"    on disk  {'':12} {self.live / 1e6:12.3f} MB, at most {self.peak / 1e6:.3f} MB\n"
-                f"    in       {', '.join(self.tiers) or 'no folder'}")
+        return (
+            f"checkpoints of {whose} rank {self.slowest_rank} on {self.slowest_host}\n"
+            f"    saves    {self.saves:12} {self.saved / 1e6:12.3f} MB {self.saving:10.3f} s\n"
+            f"    repeats  {self.repeats:12} {(self.saved - self.written) / 1e6:12.3f} MB not written\n"
+            f"    restores {self.restores:12} {self.read / 1e6:12.3f} MB {self.restoring:10.3f} s\n"
+            f"    on disk  {'':12} {self.live / 1e6:12.3f} MB, at most {self.peak / 1e6:.3f} MB\n"
+            f"    in       {', '.join(self.tiers) or 'no folder'}"
+        )
 
 
 _stores: weakref.WeakSet = weakref.WeakSet()
@@ -166,7 +174,7 @@ class Store:
         self._summary = summary or Summary()
         self._agrees = self.direct and comm.size > 1
         self._engine = None
-        self._files = 0     # that were made
+        self._files = 0  # that were made
         self._late = False  # whether it is known late that bytes did not get to the disk: see sync()
         self._unsynced = False
         self._lock = threading.RLock()  # a store is for one thread at a time
@@ -219,8 +227,16 @@ class Store:
         With that engine, or the one that the folder can be trusted with.
         """
         chosen = engine or choose_engine(comm)
-        return cls(comm, os.path.join(folder, "current.h5"), cleanup, chosen, limit=tier.limit, tiers=tiers,
-                   summary=summary, wanted=engine)
+        return cls(
+            comm,
+            os.path.join(folder, "current.h5"),
+            cleanup,
+            chosen,
+            limit=tier.limit,
+            tiers=tiers,
+            summary=summary,
+            wanted=engine,
+        )
 
     def put(self, key, array, valid=None):
         """Store `array`; the same bytes again are not written again.
@@ -352,8 +368,9 @@ class Store:
                 raise copy(self.failure)
             # What a viewer has read is verified. A mapped row shows the disk's bytes later, too.
             stale = owner.direct and began - stored.verified > RECENT
-            mapped = (out is None and owner.direct and stored.nbytes >= MAP_FROM
-                      and row.offset % dtype.itemsize == 0)  # NumPy is slow where it is not, some CPUs refuse
+            mapped = (
+                out is None and owner.direct and stored.nbytes >= MAP_FROM and row.offset % dtype.itemsize == 0
+            )  # NumPy is slow where it is not, some CPUs refuse
             if stale and row.on_disk(stored.nbytes):
                 prefetch(stored)
             if mapped and stored.nbytes == prod(shape) * dtype.itemsize:
@@ -366,7 +383,7 @@ class Store:
             if not mapped:
                 array = self._array(stored, shape, dtype, out)
                 row.read(array)
-            if stale and xxh3_128_digest(array.reshape(-1).view(np.uint8)[:stored.hashed]) != stored.digest:
+            if stale and xxh3_128_digest(array.reshape(-1).view(np.uint8)[: stored.hashed]) != stored.digest:
                 raise ChecksumMismatch("what was read is not what was stored", owner.path, stored.key, owner.comm.rank)
             if mapped:
                 self._check(row.check)
@@ -386,8 +403,12 @@ class Store:
             raise copy(self.failure)
         array = np.empty(shape, dtype) if out is None else out
         if array.nbytes != stored.nbytes:
-            raise LayoutMismatch(f"stored are {stored.nbytes} bytes, to be read are {array.nbytes}",
-                                 stored.store.path, stored.key, stored.store.comm.rank)
+            raise LayoutMismatch(
+                f"stored are {stored.nbytes} bytes, to be read are {array.nbytes}",
+                stored.store.path,
+                stored.key,
+                stored.store.comm.rank,
+            )
         return array
 
     def sync(self):
@@ -415,9 +436,17 @@ class Store:
         try:
             check()
         except StorageError as exc:
-            self.failure = exc if isinstance(exc, CheckpointError) else CheckpointError(
-                f"checkpoints that were stored are lost, on {MPI.Get_processor_name()}: {exc.cause}", exc.file,
-                exc.dataset, self.comm.rank, exc.errno)
+            self.failure = (
+                exc
+                if isinstance(exc, CheckpointError)
+                else CheckpointError(
+                    f"checkpoints that were stored are lost, on {MPI.Get_processor_name()}: {exc.cause}",
+                    exc.file,
+                    exc.dataset,
+                    self.comm.rank,
+                    exc.errno,
+                )
+            )
             raise copy(self.failure) from None
 
     def _know(self, content, stored):
@@ -463,8 +492,11 @@ class Store:
         except FileNotFoundError:
             pass  # a cleaner of temporary files was here
         except OSError as exc:  # no reason for all to go on elsewhere
-            log.warning("%s: the file of checkpoints keeps its name, and would stay if the run were killed: %s",
-                        MPI.Get_processor_name(), exc)
+            log.warning(
+                "%s: the file of checkpoints keeps its name, and would stay if the run were killed: %s",
+                MPI.Get_processor_name(),
+                exc,
+            )
 
     def _following(self, cause):
         """The store that takes what this one cannot. Not collective."""
@@ -486,8 +518,14 @@ class Store:
             if self.cleanup:
                 leftovers.remove(folder)  # the file in it is unlinked
             place = Place.at(tier.path)
-            log.warning("%s: %s; what cannot be stored there goes to %s (%s, %.1f GB free)",
-                        MPI.Get_processor_name(), cause, place.path, place.filesystem, place.free / 1e9)
+            log.warning(
+                "%s: %s; what cannot be stored there goes to %s (%s, %.1f GB free)",
+                MPI.Get_processor_name(),
+                cause,
+                place.path,
+                place.filesystem,
+                place.free / 1e9,
+            )
             self._next = store
         return self._next
 
@@ -518,8 +556,11 @@ class Store:
     def free(self):
         """int: free bytes of the disk, none where the folder is gone. Not collective."""
         try:
-            disk = (os.statvfs(os.path.dirname(self.path)) if self._engine is None else
-                    os.fstatvfs(self._engine.file.descriptor.fileno()))
+            disk = (
+                os.statvfs(os.path.dirname(self.path))
+                if self._engine is None
+                else os.fstatvfs(self._engine.file.descriptor.fileno())
+            )
         except OSError:
             return 0
         return disk.f_bavail * disk.f_frsize

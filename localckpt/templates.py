@@ -11,9 +11,11 @@ from ufl import Coefficient
 __all__ = ["Template"]
 
 # The attributes that each Function has of its own.
-OWN = [{"_data", "_count", "_repr", "_block_variable", "_ad_kwargs", "_ad_output_kwargs"},
-       {"dat", "_count", "_repr", "_name", "uid"},
-       {"_data", "_numpy_data", "_name"}]
+OWN = [
+    {"_data", "_count", "_repr", "_block_variable", "_ad_kwargs", "_ad_output_kwargs"},
+    {"dat", "_count", "_repr", "_name", "uid"},
+    {"_data", "_numpy_data", "_name"},
+]
 
 
 class Template:
@@ -49,8 +51,9 @@ class Template:
         self.classes = [type(link) for link in one]
         if self.classes[::2] != [Function, Dat] or not all(map(alike, one, two, OWN)):
             return False
-        self.common = [{name: value for name, value in vars(link).items() if name not in own}
-                       for link, own in zip(one, OWN)]
+        self.common = [
+            {name: value for name, value in vars(link).items() if name not in own} for link, own in zip(one, OWN)
+        ]
         self.reprs = [link._repr.removesuffix(f"{link.count()})") for link in one[:2]]
         made = chain(self.function(V, array[:], True, "a", 0))
         return all(map(alike, made, one, OWN)) and repr(made[0]) == repr(one[0])
@@ -86,7 +89,13 @@ def chain(function):
 def alike(one, other, own):
     """Whether two objects have the same attributes and differ in none but their own."""
     slots = {name for cls in type(one).__mro__ for name in getattr(cls, "__slots__", ())}
-    return (vars(one).keys() == vars(other).keys() >= own and slots <= {"__weakref__", "_hash"} and
-            all(type(value) is type(vars(other)[name]) if name in own else
-                value is vars(other)[name] or isinstance(value, tuple) and value == vars(other)[name]
-                for name, value in vars(one).items()))
+    return (
+        vars(one).keys() == vars(other).keys() >= own
+        and slots <= {"__weakref__", "_hash"}
+        and all(
+            type(value) is type(vars(other)[name])
+            if name in own
+            else value is vars(other)[name] or isinstance(value, tuple) and value == vars(other)[name]
+            for name, value in vars(one).items()
+        )
+    )

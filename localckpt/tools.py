@@ -40,15 +40,26 @@ def hdf5(vecfile):
 
 
 WANTED = {  # in the order in which they need each other: module, what it says of itself, what to do without it
-    "mpi4py": ("mpi4py.MPI", lambda MPI: f"{version('mpi4py')}, {MPI.Get_library_version().partition(',')[0].strip()}",
-               "install mpi4py, compiled with the MPI of your jobs"),
-    "PETSc": ("petsc4py.PETSc", lambda PETSc: (
-        f"{'.'.join(map(str, PETSc.Sys.getVersion()))}, petsc4py {sys.modules['petsc4py'].__version__}, "
-        f"scalars {np.dtype(PETSc.ScalarType)}, indices {np.dtype(PETSc.IntType)}"),
-              "install petsc4py for the PETSc that you use (PETSC_DIR, PETSC_ARCH)"),
+    "mpi4py": (
+        "mpi4py.MPI",
+        lambda MPI: f"{version('mpi4py')}, {MPI.Get_library_version().partition(',')[0].strip()}",
+        "install mpi4py, compiled with the MPI of your jobs",
+    ),
+    "PETSc": (
+        "petsc4py.PETSc",
+        lambda PETSc: (
+            f"{'.'.join(map(str, PETSc.Sys.getVersion()))}, petsc4py {sys.modules['petsc4py'].__version__}, "
+            f"scalars {np.dtype(PETSc.ScalarType)}, indices {np.dtype(PETSc.IntType)}"
+        ),
+        "install petsc4py for the PETSc that you use (PETSC_DIR, PETSC_ARCH)",
+    ),
     "HDF5": ("localckpt._vecfile", hdf5, "build localckpt for this PETSc: pip install --no-build-isolation"),
-    "Firedrake": ("localckpt.seam", lambda _: f"{version('firedrake')}, pyadjoint {version('pyadjoint-ad')}",
-                  "install a Firedrake and a localckpt that fit this PETSc and each other")}
+    "Firedrake": (
+        "localckpt.seam",
+        lambda _: f"{version('firedrake')}, pyadjoint {version('pyadjoint-ad')}",
+        "install a Firedrake and a localckpt that fit this PETSc and each other",
+    ),
+}
 
 
 def versions():
@@ -61,16 +72,23 @@ def versions():
                 yield Finding(subject, describe(import_module(module)))
         except Exception as exc:  # an import may raise anything
             absent = getattr(exc, "name", None) == "firedrake"
-            yield Finding(subject, "not installed" if absent else f"{type(exc).__name__}: {' '.join(str(exc).split())}",
-                          "without it there is VecFile, and no tape" if absent else todo, not absent)
+            yield Finding(
+                subject,
+                "not installed" if absent else f"{type(exc).__name__}: {' '.join(str(exc).split())}",
+                "without it there is VecFile, and no tape" if absent else todo,
+                not absent,
+            )
 
 
 def memory_limits(root="/"):
     """Limit and use, in bytes, of each memory cgroup, v1 or v2, that this process is in."""
     for line in Path(root, "proc/self/cgroup").read_text().splitlines():
         number, controllers, group = line.split(":", 2)
-        mount, names = (("sys/fs/cgroup", ("memory.max", "memory.current")) if number == "0" else
-                        ("sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")))
+        mount, names = (
+            ("sys/fs/cgroup", ("memory.max", "memory.current"))
+            if number == "0"
+            else ("sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+        )
         path = Path(group.lstrip("/"))
         # Each of its parents has a limit, too; a container sees only the last of them.
         for folder in (path, *path.parents) if number == "0" or "memory" in controllers.split(",") else ():
@@ -85,26 +103,35 @@ def memory_limits(root="/"):
 def limits():
     """What the system and the scheduler do not allow on this node."""
     from localckpt.places import JOB_LIMITS
+
     for name, enough, why, todo in (
-            ("RLIMIT_NOFILE", 256, "open files; each rank has some in every folder", "ulimit -n 4096"),
-            ("RLIMIT_FSIZE", inf, "bytes in a file; more goes to the next folder, or fails", "ulimit -f unlimited"),
-            ("RLIMIT_AS", inf, "bytes of addresses; restored checkpoints are mapped", "ulimit -v unlimited"),
-            ("RLIMIT_DATA", inf, "bytes of data; restored checkpoints are mapped", "ulimit -d unlimited")):
+        ("RLIMIT_NOFILE", 256, "open files; each rank has some in every folder", "ulimit -n 4096"),
+        ("RLIMIT_FSIZE", inf, "bytes in a file; more goes to the next folder, or fails", "ulimit -f unlimited"),
+        ("RLIMIT_AS", inf, "bytes of addresses; restored checkpoints are mapped", "ulimit -v unlimited"),
+        ("RLIMIT_DATA", inf, "bytes of data; restored checkpoints are mapped", "ulimit -d unlimited"),
+    ):
         most = resource.getrlimit(getattr(resource, name))[0]
         if most != resource.RLIM_INFINITY and most < enough:
             yield Finding(name, f"{most} {why}", todo)
     for limit, used in sorted(memory_limits())[:1]:
-        yield Finding("memory", f"{limit / 1e9:.3g} GB here, {used / 1e9:.3g} used; the page cache of checkpoints "
-                      "is a part of it", "the system takes back what it has on disk, and goes at the disk's pace then; "
-                      "it cannot take back what folders in memory hold: name a disk")
+        yield Finding(
+            "memory",
+            f"{limit / 1e9:.3g} GB here, {used / 1e9:.3g} used; the page cache of checkpoints is a part of it",
+            "the system takes back what it has on disk, and goes at the disk's pace then; "
+            "it cannot take back what folders in memory hold: name a disk",
+        )
     for name in filter(os.environ.get, JOB_LIMITS):
-        yield Finding(name, f"{os.environ[name]}, beyond which the scheduler ends the job",
-                      "give less to -localckpt_dir_limit, in bytes for each node")
+        yield Finding(
+            name,
+            f"{os.environ[name]}, beyond which the scheduler ends the job",
+            "give less to -localckpt_dir_limit, in bytes for each node",
+        )
 
 
 def folders(named, ranks):
     """Where checkpoints go on this node, and where else they could."""
     from localckpt.places import Place, choose_tiers, named_folders
+
     tiers, usable = [], []
     try:
         tiers = [tier.path for tier in choose_tiers(None, ranks)]
@@ -120,10 +147,19 @@ def folders(named, ranks):
             yield Finding(path, f"no folder to write to: {exc.strerror}", "make it, or name another one")
         else:
             usable.append(path)
-            todo = ("in memory, and counts against the job's: name a disk" if place.in_ram else
-                    "on the network: name a disk of the node's own" if place.on_network else "")
-            yield Finding(path, f"{use}{place.filesystem}, {place.free / 1e9:.3g} GB free, "
-                          f"{place.free / 1e9 / ranks:.3g} for each rank", todo if use else "")
+            todo = (
+                "in memory, and counts against the job's: name a disk"
+                if place.in_ram
+                else "on the network: name a disk of the node's own"
+                if place.on_network
+                else ""
+            )
+            yield Finding(
+                path,
+                f"{use}{place.filesystem}, {place.free / 1e9:.3g} GB free, "
+                f"{place.free / 1e9 / ranks:.3g} for each rank",
+                todo if use else "",
+            )
     if tiers and not set(usable) & set(tiers):
         yield Finding("checkpoints", "have no folder to go to", "name one with -localckpt_dir", True)
 
@@ -134,6 +170,7 @@ def doctor(named, as_json):
     nodes, first = [(os.uname().nodename, 1, found)], True
     if not any(finding.fatal for finding in found[:4]):  # else nothing to look with, or to talk over
         from mpi4py import MPI
+
         world, node = MPI.COMM_WORLD, MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
         if node.rank == 0:
             found += [*limits(), *folders(named, node.size)]
@@ -144,9 +181,15 @@ def doctor(named, as_json):
         for finding in findings:
             where.setdefault(finding, []).append(name)
     if first and as_json:
-        print(json.dumps({"nodes": [{"name": name, "ranks": ranks} for name, ranks, _ in nodes],
-                          "findings": [finding._asdict() | {"nodes": names} for finding, names in where.items()]},
-                         indent=4))
+        print(
+            json.dumps(
+                {
+                    "nodes": [{"name": name, "ranks": ranks} for name, ranks, _ in nodes],
+                    "findings": [finding._asdict() | {"nodes": names} for finding, names in where.items()],
+                },
+                indent=4,
+            )
+        )
     elif first:
         print("nodes (ranks): " + ", ".join(f"{name} ({ranks})" for name, ranks, _ in nodes))
         width = max(len(finding.subject) for finding in where) + 2
@@ -184,6 +227,7 @@ def measure(folder, ranks, budget):
     from mpi4py import MPI
 
     from localckpt.store import Store
+
     share, found, made = budget / 18, {}, leftovers.make(folder)
     try:
         with open(f"{made}/plain", "w+b", buffering=0) as file:
@@ -219,6 +263,7 @@ def bench(named, timestep, budget, as_json):
     from mpi4py import MPI
 
     from localckpt.places import Place, choose_engine, choose_tiers, raise_everywhere, usable
+
     world = MPI.COMM_WORLD
     ranks = world.allreduce(world.Split_type(MPI.COMM_TYPE_SHARED).size, MPI.MAX)
     likely, wrong = leftovers.usual(), None
@@ -246,21 +291,29 @@ def bench(named, timestep, budget, as_json):
             times, size = np.array([*found.values()]), list(found)[-1][1]
             world.Allreduce(MPI.IN_PLACE, times, MPI.MAX)
             found, engine = dict(zip(found, times.tolist())), choose_engine(MPI.COMM_SELF)
-            for doing, what in {f"save, {engine} engine": "a timestep stored", f"restore, {engine} engine": "restored",
-                                "write past the page cache": "stored when memory is full",
-                                "read past the page cache": "restored when memory is full"}.items():
+            for doing, what in {
+                f"save, {engine} engine": "a timestep stored",
+                f"restore, {engine} engine": "restored",
+                "write past the page cache": "stored when memory is full",
+                "read past the page cache": "restored when memory is full",
+            }.items():
                 found[what, timestep] = found[doing, size] / size * timestep
             if not place.in_ram:
                 costs[folder] = sum([*found.values()][-4:])
-            results[folder] = {"filesystem": place.filesystem, "timesteps": int(place.free / ranks / timestep),
-                               "times": [(*what, spent) for what, spent in found.items()]}
+            results[folder] = {
+                "filesystem": place.filesystem,
+                "timesteps": int(place.free / ranks / timestep),
+                "times": [(*what, spent) for what, spent in found.items()],
+            }
     take = min(costs, key=costs.__getitem__, default=None)
     if world.rank == 0 and as_json:
         print(json.dumps({"ranks": world.size, "folders": results, "take": take}, indent=4))
     elif world.rank == 0:
         for folder, result in results.items():
-            print(f"{folder}:", result.get("error") or
-                  f"{result['filesystem']}, room for {result['timesteps']} timesteps of each rank")
+            print(
+                f"{folder}:",
+                result.get("error") or f"{result['filesystem']}, room for {result['timesteps']} timesteps of each rank",
+            )
             for what, nbytes, spent in result.get("times", ()):
                 print(f"    {what:30}{nbytes / 1e6:10g} MB{spent * 1e3:12.4f} ms{nbytes / spent / 1e6:8.0f} MB/s")
         print(f"take {take}: checkpoint_dir= or -localckpt_dir" if take else "none of them is a disk to take")

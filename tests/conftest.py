@@ -54,6 +54,7 @@ def shared_tmp(tmp_path):
 @pytest.fixture
 def make_vec():
     """make_vec(comm, n, bs=1): a Vec with n own entries, different in every entry and rank."""
+
     def make(comm, n, bs=1):
         vec = PETSc.Vec().create(comm)
         vec.setSizes((n, None), bs)
@@ -61,6 +62,7 @@ def make_vec():
         values = np.arange(n) + 1000 * WORLD.rank + 1 / 3  # no float32 is a third
         vec.array[:] = values * (1 + 2j) if vec.array.dtype.kind == "c" else values
         return vec
+
     return make
 
 
@@ -70,6 +72,7 @@ def raises_everywhere():
 
     With `file` and `dataset` its message has to name them and, on several ranks, the rank.
     """
+
     @contextmanager
     def check(kind, builtin=Exception, *, file=None, dataset=None, match="", rank=None):
         error = None
@@ -89,6 +92,7 @@ def raises_everywhere():
             assert error.rank == rank
         if dataset is not None:
             assert error.dataset == dataset and repr(dataset) in str(error)
+
     return check
 
 
@@ -99,6 +103,7 @@ def run_script(tmp_path):
     On `ranks` ranks of mpiexec (0: plain Python), all of it as last arguments of the
     command `before`.  Returns the CompletedProcess, whatever its return code.
     """
+
     def run(code, *args, ranks=0, before=(), seconds=40):
         script = tmp_path / "script.py"
         script.write_text(PRELUDE + code)
@@ -108,8 +113,9 @@ def run_script(tmp_path):
         command = [*before, *command]
         # mpiexec itself ends ranks that hang; were it alone killed, they would live on.
         env = {**os.environ, "MPIEXEC_TIMEOUT": str(seconds)}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                   env=env, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True
+        )
         try:
             out, err = process.communicate(timeout=seconds + 15)
         except subprocess.TimeoutExpired:
@@ -117,4 +123,5 @@ def run_script(tmp_path):
             process.communicate(timeout=10)
             raise
         return subprocess.CompletedProcess(command, process.returncode, out, err)
+
     return run

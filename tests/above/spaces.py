@@ -84,8 +84,9 @@ def curved():
 @functools.cache
 def marked():
     """Its left half is 1; it has halos enough for submeshes of facets."""
-    mesh = fd.UnitSquareMesh(4, 4, name="marked", distribution_parameters={
-        "overlap_type": (fd.DistributedMeshOverlapType.VERTEX, 1)})
+    mesh = fd.UnitSquareMesh(
+        4, 4, name="marked", distribution_parameters={"overlap_type": (fd.DistributedMeshOverlapType.VERTEX, 1)}
+    )
     x, _ = fd.SpatialCoordinate(mesh)
     left = fd.Function(fd.FunctionSpace(mesh, "DG", 0)).interpolate(fd.conditional(x < 0.5, 1, 0))
     mesh.mark_entities(left, 1)
@@ -150,8 +151,7 @@ def product(cell):
     return fd.HDiv(fd.TensorProductElement(fd.FiniteElement("RT", horizontal, 1), fd.FiniteElement("DG", vertical, 0)))
 
 
-CG1, CG2, DG0, REAL = (on(triangles, family, degree) for family, degree in
-                       (("CG", 1), ("CG", 2), ("DG", 0), ("R", 0)))
+CG1, CG2, DG0, REAL = (on(triangles, family, degree) for family, degree in (("CG", 1), ("CG", 2), ("DG", 0), ("R", 0)))
 
 SPACES = {
     "CG1": CG1,
@@ -227,13 +227,26 @@ FAMILIES = {
     hexahedra: "Q 2, DQ 0, R 0",
     bricks: "NCE 1, NCF 1",
 }
-ELEMENTS = {f"{element} on {mesh.__name__}": on(mesh, family, int(degree))
-            for mesh, elements in FAMILIES.items() for element in re.split(r",\s+", elements)
-            for family, degree in [element.rsplit(" ", 1)]}
+ELEMENTS = {
+    f"{element} on {mesh.__name__}": on(mesh, family, int(degree))
+    for mesh, elements in FAMILIES.items()
+    for element in re.split(r",\s+", elements)
+    for family, degree in [element.rsplit(" ", 1)]
+}
 
 # What has neighbours across ranks: an integral over the facets in between reads halos.
-WITH_FACETS = ["CG1", "DG1", "Q2", "RT1", "vector CG2", "mixed", "mixed with Real", "extruded",
-               "periodic", "restricted"]
+WITH_FACETS = [
+    "CG1",
+    "DG1",
+    "Q2",
+    "RT1",
+    "vector CG2",
+    "mixed",
+    "mixed with Real",
+    "extruded",
+    "periodic",
+    "restricted",
+]
 
 
 def filled(V, seed=0, **kwargs):

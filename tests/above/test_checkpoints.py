@@ -12,8 +12,25 @@ from spaces import SPACES, bits, bits_with_halos, filled, memory
 
 from localckpt.adjoint import LocalCheckpoint, enable_disk_checkpointing
 
-MESHES = ["interval", "triangles", "squares", "tetrahedra", "hexahedra", "prisms", "bricks", "stairs", "ring", "torus",
-          "sphere", "circle", "curved", "half", "side", "points", "few_cells"]
+MESHES = [
+    "interval",
+    "triangles",
+    "squares",
+    "tetrahedra",
+    "hexahedra",
+    "prisms",
+    "bricks",
+    "stairs",
+    "ring",
+    "torus",
+    "sphere",
+    "circle",
+    "curved",
+    "half",
+    "side",
+    "points",
+    "few_cells",
+]
 
 
 @pytest.fixture(autouse=True)

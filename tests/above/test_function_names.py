@@ -12,8 +12,24 @@ from localckpt.functions import FunctionStore
 from localckpt.store import Store
 
 # Names that make groups, or one name, where '/' and '%' are not kept apart; and what else a name may be.
-NAMES = ["a/b", "a%2Fb", "a_b", "/", "%", ".", "..", "a/b/", "ä", "\N{SNOWMAN}\N{SLIGHTLY SMILING FACE}", "", " ",
-         "two\nlines", "\t", "%layouts", "n" * 100_000]
+NAMES = [
+    "a/b",
+    "a%2Fb",
+    "a_b",
+    "/",
+    "%",
+    ".",
+    "..",
+    "a/b/",
+    "ä",
+    "\N{SNOWMAN}\N{SLIGHTLY SMILING FACE}",
+    "",
+    " ",
+    "two\nlines",
+    "\t",
+    "%layouts",
+    "n" * 100_000,
+]
 
 
 def spaces_on(meshes, element=("CG", 1)):
@@ -45,16 +61,26 @@ def test_meshes_of_any_names_are_kept_apart(functions):
 
 @pytest.mark.parallel([1, 3])
 def test_partitions_of_one_mesh_are_kept_apart(functions):
-    meshes = [fd.UnitSquareMesh(4, 4, name="one name", distribution_parameters=how)
-              for how in ({"partitioner_type": "simple"}, {}, {"overlap_type": (fd.DistributedMeshOverlapType.NONE, 0)},
-                          {"overlap_type": (fd.DistributedMeshOverlapType.VERTEX, 1)})]
+    meshes = [
+        fd.UnitSquareMesh(4, 4, name="one name", distribution_parameters=how)
+        for how in (
+            {"partitioner_type": "simple"},
+            {},
+            {"overlap_type": (fd.DistributedMeshOverlapType.NONE, 0)},
+            {"overlap_type": (fd.DistributedMeshOverlapType.VERTEX, 1)},
+        )
+    ]
     assert all_come_back(functions, spaces_on(meshes) * 2)
 
 
 @pytest.mark.parallel([1, 3])
 def test_meshes_of_one_name_and_different_cells_are_kept_apart(functions):
-    meshes = [fd.UnitSquareMesh(2, 2, name="one name"), fd.UnitSquareMesh(2, 2, quadrilateral=True, name="one name"),
-              fd.UnitIntervalMesh(2, name="one name"), fd.UnitCubeMesh(1, 1, 1, name="one name")]
+    meshes = [
+        fd.UnitSquareMesh(2, 2, name="one name"),
+        fd.UnitSquareMesh(2, 2, quadrilateral=True, name="one name"),
+        fd.UnitIntervalMesh(2, name="one name"),
+        fd.UnitCubeMesh(1, 1, 1, name="one name"),
+    ]
     assert all_come_back(functions, spaces_on(meshes) * 2)
 
 
@@ -75,22 +101,27 @@ def test_a_function_of_any_name_comes_back(name, functions):
 @pytest.mark.parallel([1, 3])
 def test_variants_of_one_element_are_kept_apart(functions):
     mesh = fd.UnitSquareMesh(2, 2)
-    assert all_come_back(functions, [fd.FunctionSpace(mesh, "DG", 2, variant=variant)
-                                     for variant in ("equispaced", "spectral", "integral")])
+    assert all_come_back(
+        functions,
+        [fd.FunctionSpace(mesh, "DG", 2, variant=variant) for variant in ("equispaced", "spectral", "integral")],
+    )
 
 
 @pytest.mark.parallel([1, 3])
 def test_vectors_of_different_length_are_kept_apart(functions):
     mesh = fd.UnitSquareMesh(2, 2)
-    assert all_come_back(functions, [fd.FunctionSpace(mesh, "CG", 1),
-                                     *(fd.VectorFunctionSpace(mesh, "CG", 1, dim=dim) for dim in (2, 3, 4))])
+    assert all_come_back(
+        functions,
+        [fd.FunctionSpace(mesh, "CG", 1), *(fd.VectorFunctionSpace(mesh, "CG", 1, dim=dim) for dim in (2, 3, 4))],
+    )
 
 
 @pytest.mark.parallel([1, 3])
 def test_restrictions_of_one_space_are_kept_apart(functions):
     V = fd.FunctionSpace(fd.UnitSquareMesh(2, 2), "CG", 1)
-    assert all_come_back(functions, [V, *(fd.RestrictedFunctionSpace(V, boundary_set=[part])
-                                          for part in (1, 2, "on_boundary"))])
+    assert all_come_back(
+        functions, [V, *(fd.RestrictedFunctionSpace(V, boundary_set=[part]) for part in (1, 2, "on_boundary"))]
+    )
 
 
 @pytest.mark.parallel([1, 3])

@@ -124,8 +124,10 @@ def test_other_numbers_come_back(space, dtype, functions):
 @pytest.mark.parallel([1, 3])
 def test_numbers_of_several_kinds_in_one_space_are_kept_apart(functions):
     V = SPACES["CG1"]()
-    made = [fd.Function(V, val=np.ones(V.dof_dset.total_size, dtype), dtype=dtype)
-            for dtype in (np.float64, np.complex128, np.float32, np.complex64)]
+    made = [
+        fd.Function(V, val=np.ones(V.dof_dset.total_size, dtype), dtype=dtype)
+        for dtype in (np.float64, np.complex128, np.float32, np.complex64)
+    ]
     saved = [functions.save(f) for f in made]
     assert [bits(s.load()) for s in saved] == [bits(f) for f in made]
 
@@ -134,7 +136,7 @@ def test_numbers_of_several_kinds_in_one_space_are_kept_apart(functions):
 def test_special_values_come_back(functions):
     f = filled(SPACES["CG1"]())
     special = [np.nan, np.inf, -np.inf, -0.0, np.nextafter(0, 1)]
-    f.dat.data[:len(special)] = special[:f.dat.data_ro.size]
+    f.dat.data[: len(special)] = special[: f.dat.data_ro.size]
     assert bits(functions.save(f).load()) == bits(f)
 
 
@@ -194,9 +196,22 @@ def parts(f):
     return [f.sub(i) for i in range(f.function_space().block_size)]
 
 
-SHARING = ["mixed of vectors and tensors", "mixed with Real", "restricted, mixed", "submesh and mesh", "mixed dual",
-           "vector CG2", "vector RT", "vector of one", "tensor DG1", "symmetric tensor", "vector quadrature",
-           "vectors on points", "vectors on different layers", "restricted vectors"]
+SHARING = [
+    "mixed of vectors and tensors",
+    "mixed with Real",
+    "restricted, mixed",
+    "submesh and mesh",
+    "mixed dual",
+    "vector CG2",
+    "vector RT",
+    "vector of one",
+    "tensor DG1",
+    "symmetric tensor",
+    "vector quadrature",
+    "vectors on points",
+    "vectors on different layers",
+    "restricted vectors",
+]
 
 
 @pytest.mark.parallel([1, 3])

@@ -9,11 +9,14 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "petsc_heat.py"
 
 @pytest.mark.parametrize("ranks", [0, 2], ids=["alone", "2 ranks"])
 def test_every_schedule_gives_the_gradient(ranks, run_script):
-    ran = run_script(f"""import runpy
+    ran = run_script(
+        f"""import runpy
 sys.argv = [{str(EXAMPLE)!r}, "--cells", "16", "--steps", "40"]
 runpy.run_path(sys.argv[0], run_name="__main__")
 assert "firedrake" not in sys.modules
-""", ranks=ranks)
+""",
+        ranks=ranks,
+    )
     assert ran.returncode == 0, ran.stderr
     _, *table, taylor = ran.stdout.splitlines()
     rows = {name: (values, int(steps), float(written)) for name, *values, steps, written, _ in map(str.split, table)}

@@ -44,6 +44,7 @@ def option():
 
     def give(folder):
         options["localckpt_dir"] = str(folder)
+
     yield give
     options.delValue("localckpt_dir")
 
@@ -55,6 +56,7 @@ def limit():
 
     def give(nbytes):
         options["localckpt_dir_limit"] = nbytes
+
     yield give
     options.delValue("localckpt_dir_limit")
 
@@ -183,8 +185,10 @@ def test_a_limit_that_makes_no_sense_is_an_error(limit, given):
 @pytest.mark.parallel([1, 2, 3])
 def test_announcement_tells_the_room_of_each_rank(shared_tmp, said):
     announce(here := Place(str(shared_tmp), "ext4", 12_000_000_000), WORLD.bcast(here), WORLD, WORLD)
-    sentence = (f"{MPI.Get_processor_name()}: checkpoints go to {shared_tmp} (ext4), 12.0 GB free, "
-                f"{12 / WORLD.size:.1f} GB for each of {WORLD.size} ranks")
+    sentence = (
+        f"{MPI.Get_processor_name()}: checkpoints go to {shared_tmp} (ext4), 12.0 GB free, "
+        f"{12 / WORLD.size:.1f} GB for each of {WORLD.size} ranks"
+    )
     assert said() == ([("INFO", sentence)] if WORLD.rank == 0 else [])
 
 

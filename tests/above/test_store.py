@@ -87,8 +87,10 @@ def test_keys_are_kept_apart(store):
     keys = ["a", "a_0", "a_0_0", "a/0", "a%2F0"]
     rows = [store.put(key, values(3, seed)) for seed, key in enumerate(keys)]
     rows += [store.put(key, values(3, 10 + seed)) for seed, key in enumerate(keys)]
-    assert all((read(store, row, 3) == values(3, seed)).all()
-               for seed, row in zip([*range(5), *range(10, 15)], rows, strict=True))
+    assert all(
+        (read(store, row, 3) == values(3, seed)).all()
+        for seed, row in zip([*range(5), *range(10, 15)], rows, strict=True)
+    )
 
 
 @pytest.mark.parallel([1, 3])
@@ -131,8 +133,7 @@ def test_what_was_dropped_makes_room(store):
 
 @pytest.mark.parallel([1, 2, 3])
 def test_a_store_used_over_and_over_takes_no_more_rows(store):
-    highest = [max(place(row) for row in [store.put("a", values(5, i)) for i in range(7)])
-               for _ in range(10)]
+    highest = [max(place(row) for row in [store.put("a", values(5, i)) for i in range(7)]) for _ in range(10)]
     assert max(highest[2:]) == max(highest[:2])
 
 
@@ -188,8 +189,11 @@ def test_a_retired_file_is_closed_with_its_last_row(store, path):
 
 def test_the_same_bytes_after_retire_do_not_keep_the_old_file(store, path):
     def numbers():  # of all files that have had this name
-        return {os.stat(f"/proc/self/fd/{fd}").st_ino for fd in os.listdir("/proc/self/fd")
-                if os.path.realpath(path) in os.path.realpath(f"/proc/self/fd/{fd}")}
+        return {
+            os.stat(f"/proc/self/fd/{fd}").st_ino
+            for fd in os.listdir("/proc/self/fd")
+            if os.path.realpath(path) in os.path.realpath(f"/proc/self/fd/{fd}")
+        }
 
     old = store.put("a", values(5, 1))
     retired = numbers()
@@ -270,7 +274,7 @@ def test_bytes_that_changed_on_disk_are_an_error(tmp_path, size):
     store = Store(MPI.COMM_SELF, str(tmp_path / "own.h5"), cleanup=False)
     stored = store.put("a", values(size, 1))
     with open(store.path, "r+b") as file:
-        file.seek(place(stored) + 8*size - 1)
+        file.seek(place(stored) + 8 * size - 1)
         file.write(b"!")
     with pytest.raises(ChecksumMismatch, match=r"own\.h5'.*dataset 'a'"):
         read(store, stored, size)
@@ -278,7 +282,7 @@ def test_bytes_that_changed_on_disk_are_an_error(tmp_path, size):
 
 def test_entries_that_do_not_matter_are_not_compared(tmp_path):
     store = Store(MPI.COMM_SELF, str(tmp_path / "own.h5"))
-    first, second = store.put("a", np.array([1., 2., 3.]), 2), store.put("a", np.array([1., 2., 4.]), 2)
+    first, second = store.put("a", np.array([1.0, 2.0, 3.0]), 2), store.put("a", np.array([1.0, 2.0, 4.0]), 2)
     assert first is second and store.get(first, (3,), np.dtype(float))[:2].tolist() == [1, 2]
 
 
@@ -442,7 +446,7 @@ def test_threads_that_store_first_at_the_same_time_share_a_file(tmp_path):
 
     def put(store, barrier, number):
         barrier.wait()
-        return [store.put("a", values(1000, 10*number + i)) for i in range(10)]
+        return [store.put("a", values(1000, 10 * number + i)) for i in range(10)]
 
     for trial in range(30):
         store = Store(MPI.COMM_SELF, str(tmp_path / f"{trial}.h5"))

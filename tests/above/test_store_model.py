@@ -43,7 +43,7 @@ def machine(path, engine, cleanup):
         def __init__(self):
             super().__init__()
             self.store = Store(MPI.COMM_SELF, path, cleanup, engine)
-            self.rows = {}      # number -> row, the array that it stands for
+            self.rows = {}  # number -> row, the array that it stands for
             self.restored = {}  # number -> array, what it has to show
             self.numbers = itertools.count()
             self.turn = 0
@@ -123,15 +123,24 @@ def machine(path, engine, cleanup):
 def test_the_store_does_what_a_dictionary_does(tmp_path, engine, cleanup):
     run_state_machine_as_test(
         machine(str(tmp_path / "all.h5"), engine, cleanup),
-        settings=settings(max_examples=25, stateful_step_count=25, deadline=None, derandomize=True,
-                          database=None, suppress_health_check=list(HealthCheck)))
+        settings=settings(
+            max_examples=25,
+            stateful_step_count=25,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
 
 
 def bytes_written(call, *args):
     """What `call` returns, and how many bytes this process has written in it."""
+
     def written():
         with open("/proc/self/io") as file:
             return int(dict(line.split(": ") for line in file)["wchar"])
+
     before = written()
     return call(*args), written() - before
 

@@ -35,7 +35,7 @@ class Held:
         self.store = store
         self.cyclic = cyclic  # how likely it is that what is dropped is in a cycle
         self.random = np.random.default_rng([seed, WORLD.rank])
-        self.rows = {}      # number of the put -> row, key, seed of its values
+        self.rows = {}  # number of the put -> row, key, seed of its values
         self.restored = []  # array, what it has to show
 
     def put(self, number, key):
@@ -53,7 +53,7 @@ class Held:
             garbage = [self.rows.pop(self.random.choice(list(self.rows)))]
             if self.random.random() < self.cyclic:
                 garbage.append(garbage)  # until garbage is collected
-        del self.restored[:len(self.restored) - 3]
+        del self.restored[: len(self.restored) - 3]
 
     def act(self):
         """Something that only this rank does."""
@@ -108,8 +108,9 @@ def test_ranks_that_drop_differently_agree_on_datasets(shared_tmp, seed):
 
 
 @pytest.mark.parallel([2, 3])
-@pytest.mark.parametrize("live", [lambda rank: 1, lambda rank: 20, lambda rank: 20 * (rank == 0) + 1],
-                         ids=["few", "many", "many on rank 0"])
+@pytest.mark.parametrize(
+    "live", [lambda rank: 1, lambda rank: 20, lambda rank: 20 * (rank == 0) + 1], ids=["few", "many", "many on rank 0"]
+)
 def test_rows_and_datasets_are_as_many_as_the_live_arrays_need(shared_tmp, live):
     store = Store(WORLD, str(shared_tmp / "all.h5"))
     held = Held(store, 0)
@@ -134,14 +135,19 @@ def test_ranks_of_which_one_repeats_itself_save_together(shared_tmp):
 
 @pytest.mark.parametrize("engine", ["direct", "viewer"])
 def test_a_wrong_size_on_one_rank_leaves_none_waiting(run_script, tmp_path, engine):
-    result = run_script(f"""
+    result = run_script(
+        f"""
 from localckpt.store import Store
 store = Store(comm, sys.argv[1], engine={engine!r})
 stored = store.put("a", np.ones(10))
 found = attempt(lambda: store.get(stored, (10 + comm.rank,), np.dtype(float)))
 assert found[1][0] == "LayoutMismatch" and found[0][0] == ("LayoutMismatch" if store.collective else "nothing"), found
 assert (store.get(stored, (10,), np.dtype(float)) == 1).all()
-""", tmp_path / "all.h5", ranks=2, seconds=20)
+""",
+        tmp_path / "all.h5",
+        ranks=2,
+        seconds=20,
+    )
     assert (result.returncode, result.stderr) == (0, "")
 
 

@@ -18,8 +18,7 @@ def values(size, seed):
 
 
 def counted(summary):
-    return {name: getattr(summary, name) for name in
-            ("saves", "repeats", "restores", "saved", "written", "read")}
+    return {name: getattr(summary, name) for name in ("saves", "repeats", "restores", "saved", "written", "read")}
 
 
 @pytest.fixture(params=["direct", "viewer"])
@@ -48,8 +47,14 @@ def test_saves_repeats_and_restores_are_counted(store):
     again = store.put("a", values(10, 1))
     for row, size in (first, 10), (again, 10), (second, 100):
         store.get(row, (size,), np.dtype(float))
-    assert counted(store.summary) == {"saves": 3, "repeats": 1, "restores": 3, "saved": 960, "written": 880,
-                                      "read": 960}
+    assert counted(store.summary) == {
+        "saves": 3,
+        "repeats": 1,
+        "restores": 3,
+        "saved": 960,
+        "written": 880,
+        "read": 960,
+    }
 
 
 def test_what_is_reserved_for_more_is_on_disk(store):
@@ -90,15 +95,22 @@ def test_a_mapped_array_that_nobody_has_looked_at_is_not_read(tmp_path):
 
 def test_all_tiers_are_counted_together(tmp_path, engine):
     (tmp_path / "next").mkdir()
-    store = Store(SELF, str(tmp_path / "run" / "current.h5"), engine=engine, limit=4000,
-                  tiers=[Tier(str(tmp_path / "next"))])
+    store = Store(
+        SELF, str(tmp_path / "run" / "current.h5"), engine=engine, limit=4000, tiers=[Tier(str(tmp_path / "next"))]
+    )
     held = [store.put("a", values(100, seed)) for seed in range(10)]
     held.append(store.put("a", values(100, 9)))
     assert len({row.store for row in held}) == 2
     for row in held:
         store.get(row, (100,), np.dtype(float))
-    assert counted(store.summary) == {"saves": 11, "repeats": 1, "restores": 11, "saved": 8800, "written": 8000,
-                                      "read": 8800}
+    assert counted(store.summary) == {
+        "saves": 11,
+        "repeats": 1,
+        "restores": 11,
+        "saved": 8800,
+        "written": 8000,
+        "read": 8800,
+    }
     assert 8000 <= store.summary.live <= 8000 + 4000
     assert store.summary.tiers == [str(tmp_path), str(tmp_path / "next")]
 
@@ -120,8 +132,7 @@ def test_ranks_add_up(tmp_path, engine):
         store.summary.saving += 1000  # the slowest
     summary = store.summary.over(WORLD)
     n = WORLD.size * (WORLD.size + 1) // 2
-    assert counted(summary) == {"saves": n, "repeats": 0, "restores": 0, "saved": 80 * n, "written": 80 * n,
-                                "read": 0}
+    assert counted(summary) == {"saves": n, "repeats": 0, "restores": 0, "saved": 80 * n, "written": 80 * n, "read": 0}
     assert summary.live == summary.peak >= 80 * n
     assert (summary.ranks, summary.slowest_rank) == (WORLD.size, WORLD.size - 1)
     assert summary.saving > 1000 and summary.slowest_host == MPI.Get_processor_name()

@@ -29,8 +29,10 @@ def functions(shared_tmp):
 
 def attributes(f):
     """All that f is made of, by name; of what is its own, what kind of thing it is."""
-    return [{name: type(value) if name in own else value for name, value in vars(link).items()}
-            for link, own in zip(templates.chain(f), templates.OWN)] + [hash(f), repr(f)]
+    return [
+        {name: type(value) if name in own else value for name, value in vars(link).items()}
+        for link, own in zip(templates.chain(f), templates.OWN)
+    ] + [hash(f), repr(f)]
 
 
 def useful(saved):
@@ -129,7 +131,7 @@ def test_a_function_without_a_name_gets_one(functions):
 def test_restored_function_can_be_assembled_and_derived(functions):
     f = filled(SPACES["vector CG2"]())
     g = functions.save(f).load()
-    ours, theirs = (fd.assemble(fd.derivative(fd.inner(h, h)**2 * fd.dx, h)) for h in (g, f))
+    ours, theirs = (fd.assemble(fd.derivative(fd.inner(h, h) ** 2 * fd.dx, h)) for h in (g, f))
     assert np.array_equal(ours.dat.data_ro, theirs.dat.data_ro)
 
 
@@ -150,7 +152,9 @@ def test_nothing_keeps_a_restored_array(functions):
 
 
 def test_file_goes_with_its_last_function_while_the_space_lives(functions):
-    V = fd.VectorFunctionSpace(fd.UnitIntervalMesh(100), "DG", 1, dim=MAP_FROM//8//200 + 1)  # large enough to be mapped
+    V = fd.VectorFunctionSpace(
+        fd.UnitIntervalMesh(100), "DG", 1, dim=MAP_FROM // 8 // 200 + 1
+    )  # large enough to be mapped
     functions.save(fd.Function(V)).load()
     descriptor = functions.store._engine.file.descriptor.fileno()
     functions.store.retire()

@@ -95,14 +95,18 @@ os._exit(0)  # HDF5 may say at exit what it lost in the damaged files
 """
 
 
-@pytest.mark.parametrize(("kind", "expected"), [
-    ("shorter", "NotHDF5"),
-    ("flipped", "ChecksumMismatch NotHDF5 TransferError UnknownDataset right"),
-    ("riddled", "ChecksumMismatch NotHDF5 TransferError UnknownDataset right"),
-])
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("shorter", "NotHDF5"),
+        ("flipped", "ChecksumMismatch NotHDF5 TransferError UnknownDataset right"),
+        ("riddled", "ChecksumMismatch NotHDF5 TransferError UnknownDataset right"),
+    ],
+)
 def test_damaged_file_is_an_error_or_read_as_it_was_stored(tmp_path, run_script, kind, expected):
-    result = run_script(f"MORE = {MORE}\n" + DAMAGE, tmp_path / "good.h5", tmp_path / "bad.h5", kind,
-                        seconds=250 * MORE)
+    result = run_script(
+        f"MORE = {MORE}\n" + DAMAGE, tmp_path / "good.h5", tmp_path / "bad.h5", kind, seconds=250 * MORE
+    )
     *_, last, seen = ["", *result.stdout.splitlines()]
     assert (result.returncode, result.stderr) == (0, ""), f"{seen}: {result.stderr}"
     assert seen == expected, f"after {last}"

@@ -47,8 +47,9 @@ def test_vecload_learns_size_and_block_size_from_our_file(shared_tmp, make_vec, 
     back.load(viewer)
     viewer.destroy()
     assert (back.getSize(), back.getBlockSize()) == (vec.getSize(), bs)
-    np.testing.assert_array_equal(np.concatenate(WORLD.allgather(back.array_r)),
-                                  np.concatenate(WORLD.allgather(vec.array_r)))
+    np.testing.assert_array_equal(
+        np.concatenate(WORLD.allgather(back.array_r)), np.concatenate(WORLD.allgather(vec.array_r))
+    )
 
 
 @pytest.mark.parallel([1, 2, 3])
@@ -115,8 +116,9 @@ def test_file_of_petscs_is_read_in_any_partition(shared_tmp, make_vec):
     back = make_vec(WORLD, vec.getSize() if WORLD.rank == WORLD.size - 1 else 0)
     with VecFile(WORLD, shared_tmp / "w.h5") as file:
         file.read("u", back)
-    np.testing.assert_array_equal(np.concatenate(WORLD.allgather(back.array_r)),
-                                  np.concatenate(WORLD.allgather(vec.array_r)))
+    np.testing.assert_array_equal(
+        np.concatenate(WORLD.allgather(back.array_r)), np.concatenate(WORLD.allgather(vec.array_r))
+    )
 
 
 @pytest.mark.parallel([1, 2, 3])
@@ -202,8 +204,9 @@ def test_h5dump_reads_our_file(tmp_path):
     with VecFile(MPI.COMM_SELF, tmp_path / "w.h5", "w") as file:
         file.write_array("i", np.array([3, 1, 4], "i2"))
         file.write_array("u", np.array([0.5, 0.25]))
-    result = subprocess.run(["h5dump", "-y", "-d", "/i", "-d", "/u", tmp_path / "w.h5"], timeout=60,
-                            text=True, capture_output=True)
+    result = subprocess.run(
+        ["h5dump", "-y", "-d", "/i", "-d", "/u", tmp_path / "w.h5"], timeout=60, text=True, capture_output=True
+    )
     assert (result.returncode, result.stderr) == (0, "")
     assert "H5T_STD_I16LE" in result.stdout and "3, 1, 4" in result.stdout and "0.5" in result.stdout
 

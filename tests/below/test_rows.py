@@ -33,10 +33,12 @@ def file(tmp_path):
 @pytest.fixture
 def make_pool(file):
     """make_pool(...): a pool of rows in that file."""
+
     def make(first=0, stride=800, count=3, recycle=True):
         pool = Pool(Descriptor(str(file), os.O_RDWR), recycle)
         pool.add(first, stride, count)
         return pool
+
     return make
 
 
@@ -149,7 +151,8 @@ def test_reading_past_the_end_of_the_file_is_an_error(make_pool, file):
 
 
 def test_a_file_that_may_grow_no_more_is_an_error(run_script, file):
-    result = run_script("""
+    result = run_script(
+        """
 import errno, resource, signal
 from localckpt import TransferError
 from localckpt._rows import Descriptor, Pool
@@ -166,7 +169,9 @@ except TransferError as error:
     row.write(np.ones(500))
 else:
     raise AssertionError("no error")
-""", file)
+""",
+        file,
+    )
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -200,7 +205,7 @@ def test_rows_beyond_the_room_are_an_error_on_every_rank(shared_tmp, raises_ever
     with VecFile(WORLD, str(path), "w") as file:
         with raises_everywhere(TransferError, match="Disk quota exceeded"):
             file.create_rows("none", 5, array, room=row - 1)
-        assert file.create_rows("two", 5, array, room=3*row - 1)[2] == 2
+        assert file.create_rows("two", 5, array, room=3 * row - 1)[2] == 2
         assert file.names() == ["two"]
 
 
@@ -307,7 +312,8 @@ def test_a_row_that_nobody_wrote_is_an_error(shared_tmp, raises_everywhere):
 
 
 def test_what_a_forked_child_may_still_read_is_not_written_over(file, run_script):
-    done = run_script("""
+    done = run_script(
+        """
 from localckpt._rows import Descriptor, Pool
 pool = Pool(Descriptor(sys.argv[1], os.O_RDWR), True, "a")
 pool.add(0, 8*2**16, 2)
@@ -325,12 +331,15 @@ for _ in range(2):
         row.write(np.zeros(2**16))
 os.write(child, b"!")
 assert os.waitstatus_to_exitcode(os.wait()[1]) == 1
-""", file)
+""",
+        file,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_forked_child_reads_but_does_not_write(file, run_script):
-    done = run_script("""
+    done = run_script(
+        """
 from localckpt._rows import Descriptor, Pool
 pool = Pool(Descriptor(sys.argv[1], os.O_RDWR), True, "a")
 pool.add(0, 80, 1)
@@ -346,12 +355,15 @@ if os.fork() == 0:
     os._exit(7)
 assert os.waitstatus_to_exitcode(os.wait()[1]) == 1
 row.write(2*np.ones(10))
-""", file)
+""",
+        file,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_forked_child_writes_rows_of_its_own(file, run_script):
-    done = run_script("""
+    done = run_script(
+        """
 from localckpt._rows import Descriptor, Pool
 if os.fork() == 0:
     pool = Pool(Descriptor(sys.argv[1], os.O_RDWR), True, "a")
@@ -361,7 +373,9 @@ if os.fork() == 0:
     row.read(array := np.zeros(10))
     os._exit(int(array.sum()))
 assert os.waitstatus_to_exitcode(os.wait()[1]) == 10
-""", file)
+""",
+        file,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -390,9 +404,9 @@ def test_threads_do_not_get_into_each_others_rows(make_pool):
     def use(seed):
         for i in range(300):
             row, array = pool.claim(), np.empty(1000)
-            row.write(random(1000, 1000*seed + i))
+            row.write(random(1000, 1000 * seed + i))
             row.read(array)
-            assert (array == random(1000, 1000*seed + i)).all()
+            assert (array == random(1000, 1000 * seed + i)).all()
         return True
 
     with ThreadPoolExecutor(8) as threads:

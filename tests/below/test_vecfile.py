@@ -177,6 +177,7 @@ def option():
     def set_option(name):
         options[name] = "true"
         names.append(name)
+
     yield set_option
     for name in names:
         options.delValue(name)
@@ -199,8 +200,7 @@ def test_collective_transfers_store_the_same_numbers(shared_tmp, make_vec, optio
 
 
 @pytest.mark.parallel([1, 2, 3])
-@pytest.mark.parametrize("name", ["sp_output", "collective", "compress", "base_dimension2",
-                                  "default_timestepping"])
+@pytest.mark.parametrize("name", ["sp_output", "collective", "compress", "base_dimension2", "default_timestepping"])
 def test_options_for_the_users_own_viewers_change_nothing(shared_tmp, make_vec, option, name):
     option(f"viewer_hdf5_{name}")
     vec = make_vec(WORLD, 4)

@@ -11,14 +11,39 @@ WORLD = MPI.COMM_WORLD
 
 DTYPES = ["f4", "f8", "c8", "c16", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 
-NAMES = ["u", "/", "//", "a/b", "/lead", "trail/", "./a", ".", "..", "...", "%", "%%", "a%2Fb", "%252F",
-         "%2E", "%00", "%layouts", "%layouts/0", "a b", " ", "\n", "ünï ☃", "\0", "x\0y", "\udcff",
-         "long" * 1000]
+NAMES = [
+    "u",
+    "/",
+    "//",
+    "a/b",
+    "/lead",
+    "trail/",
+    "./a",
+    ".",
+    "..",
+    "...",
+    "%",
+    "%%",
+    "a%2Fb",
+    "%252F",
+    "%2E",
+    "%00",
+    "%layouts",
+    "%layouts/0",
+    "a b",
+    " ",
+    "\n",
+    "ünï ☃",
+    "\0",
+    "x\0y",
+    "\udcff",
+    "long" * 1000,
+]
 
 
 def filled(shape, dtype):
     """Numbers up to the limits of their type, different on every rank."""
-    numbers = np.random.default_rng(WORLD.rank).integers(-2**31, 2**31, np.prod(shape, dtype=int))
+    numbers = np.random.default_rng(WORLD.rank).integers(-(2**31), 2**31, np.prod(shape, dtype=int))
     kind = np.dtype(dtype).kind
     numbers = numbers / 3 if kind == "f" else numbers * (1 / 3 - 1j / 7) if kind == "c" else numbers
     array = numbers.astype(dtype)
@@ -69,8 +94,11 @@ def test_array_without_entries(shared_tmp, dtype):
 
 @pytest.mark.parallel([1, 2, 3])
 @pytest.mark.parametrize("dtype", ["f8", "f4"])
-@pytest.mark.parametrize("view", [lambda a: a.T, lambda a: a[::2], lambda a: a[:, 1:], lambda a: a[::-1]],
-                         ids=["transposed", "strided", "columns", "reversed"])
+@pytest.mark.parametrize(
+    "view",
+    [lambda a: a.T, lambda a: a[::2], lambda a: a[:, 1:], lambda a: a[::-1]],
+    ids=["transposed", "strided", "columns", "reversed"],
+)
 def test_array_that_is_not_contiguous(shared_tmp, dtype, view):
     array = view(filled((4, 4), dtype))
     np.testing.assert_array_equal(round_trip(shared_tmp / "a.h5", array), array)
@@ -126,8 +154,7 @@ def test_complex_numbers_do_not_replace_pairs_of_reals(shared_tmp, raises_everyw
 
 
 @pytest.mark.parallel([1, 2, 3])
-@pytest.mark.parametrize(("stored", "wanted"), [("i8", "i1"), ("i4", "u4"), ("u8", "i8"), ("f8", "f4"),
-                                                ("c16", "c8")])
+@pytest.mark.parametrize(("stored", "wanted"), [("i8", "i1"), ("i4", "u4"), ("u8", "i8"), ("f8", "f4"), ("c16", "c8")])
 def test_reading_into_a_narrower_type_is_refused(shared_tmp, raises_everywhere, stored, wanted):
     with VecFile(WORLD, path := shared_tmp / "a.h5", "w") as file:
         file.write_array("a", filled(4, stored))
@@ -149,12 +176,13 @@ def test_vec_reads_what_was_written_as_array(shared_tmp, make_vec):
 # Names
 # -----------------------------------------------------------------------------
 
+
 @pytest.mark.parallel([1, 2, 3])
 def test_any_names_live_side_by_side(shared_tmp):
     with VecFile(WORLD, shared_tmp / "n.h5", "w") as file:
         for i, name in enumerate(NAMES):
-            file.write_array(name, np.full(2, 1.0 * i + WORLD.rank))      # by PETSc
-            file.write_array("int" + name, np.full(2, i + WORLD.rank))    # by HDF5 alone
+            file.write_array(name, np.full(2, 1.0 * i + WORLD.rank))  # by PETSc
+            file.write_array("int" + name, np.full(2, i + WORLD.rank))  # by HDF5 alone
     with VecFile(WORLD, shared_tmp / "n.h5") as file:
         assert file.names() == sorted([*NAMES, *("int" + name for name in NAMES)])
         for i, name in enumerate(NAMES):
@@ -166,8 +194,9 @@ def test_any_names_live_side_by_side(shared_tmp):
 
 
 @pytest.mark.parallel([1, 2, 3])
-@pytest.mark.parametrize("name", ["u", "a/b", ".", "..", "/", "%layouts", "%layouts/0", "%layouts/", "a\0",
-                                  "%2E", "%61"])
+@pytest.mark.parametrize(
+    "name", ["u", "a/b", ".", "..", "/", "%layouts", "%layouts/0", "%layouts/", "a\0", "%2E", "%61"]
+)
 def test_what_was_not_written_is_not_in(shared_tmp, name):
     with VecFile(WORLD, shared_tmp / "n.h5", "w") as file:
         assert file.names() == []

@@ -38,13 +38,11 @@ def test_unknown_dataset(path, make_vec, raises_everywhere):
 @pytest.mark.parametrize("n", [0, 5, 7])
 def test_wrong_global_size(path, make_vec, raises_everywhere, n):
     with VecFile(WORLD, path, "a") as file:
-        with raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="u",
-                               match=f"{6 * WORLD.size} "):
+        with raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="u", match=f"{6 * WORLD.size} "):
             file.read("u", make_vec(WORLD, n))
         with raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="u"):
             file.write("u", make_vec(WORLD, n))
-        with raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="u",
-                               match=str((6 * WORLD.size,))):
+        with raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="u", match=str((6 * WORLD.size,))):
             file.write("u", make_vec(WORLD, 6, 3))
         back = make_vec(WORLD, 6)
         back.set(0)
@@ -56,8 +54,10 @@ def test_wrong_global_size(path, make_vec, raises_everywhere, n):
 def test_wrong_partition(path, make_vec, raises_everywhere):
     # The last rank takes over one entry of the one before, the first whose part differs.
     moved = {WORLD.size - 1: 1, WORLD.size - 2: -1}.get(WORLD.rank, 0)
-    with VecFile(WORLD, path) as file, raises_everywhere(
-            LayoutMismatch, ValueError, file=path, dataset="u", match="6 entries", rank=WORLD.size - 2):
+    with (
+        VecFile(WORLD, path) as file,
+        raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="u", match="6 entries", rank=WORLD.size - 2),
+    ):
         file.read("u", make_vec(WORLD, 6 + moved))
 
 
@@ -78,8 +78,10 @@ def test_other_number_of_ranks(shared_tmp, make_vec, raises_everywhere):
 @pytest.mark.parametrize(("stored", "wanted"), itertools.permutations(["real", "integer", "complex"], 2))
 def test_wrong_kind_of_number(path, raises_everywhere, stored, wanted):
     dtype = {"real": "f4", "integer": "i4", "complex": "c8"}[wanted]
-    with VecFile(WORLD, path) as file, \
-            raises_everywhere(LayoutMismatch, ValueError, file=path, dataset=stored, match=wanted):
+    with (
+        VecFile(WORLD, path) as file,
+        raises_everywhere(LayoutMismatch, ValueError, file=path, dataset=stored, match=wanted),
+    ):
         file.read_array(stored, np.zeros(6, dtype))
 
 
@@ -90,8 +92,7 @@ def test_text_is_no_numbers(shared_tmp, raises_everywhere):
         with h5py.File(path, "w") as file:
             file["text"] = ["a", "b"]
     WORLD.barrier()
-    with VecFile(WORLD, path) as file, \
-            raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="text"):
+    with VecFile(WORLD, path) as file, raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="text"):
         file.read_array("text", np.zeros(2))
 
 
@@ -127,10 +128,17 @@ def test_writing_in_mode_r(path, make_vec, raises_everywhere):
 def test_closed_file(path, make_vec, raises_everywhere):
     file, vec, array = VecFile(WORLD, path, "a"), make_vec(WORLD, 6), np.zeros(6)
     file.close()
-    for use in (lambda: file.write("u", vec), lambda: file.read("u", vec),
-                lambda: file.write_array("u", array),
-                lambda: file.read_array("u", array), file.names, file.flush, lambda: "u" in file,
-                lambda: file.sizes("u"), lambda: file.read_array("u", array[::2])):
+    for use in (
+        lambda: file.write("u", vec),
+        lambda: file.read("u", vec),
+        lambda: file.write_array("u", array),
+        lambda: file.read_array("u", array),
+        file.names,
+        file.flush,
+        lambda: "u" in file,
+        lambda: file.sizes("u"),
+        lambda: file.read_array("u", array[::2]),
+    ):
         with raises_everywhere(ClosedFile, ValueError, match=repr(str(path))):
             use()
 
@@ -141,8 +149,13 @@ def test_bad_name(path, make_vec, name):
     vec, array = make_vec(WORLD, 6), np.zeros(6)
     with VecFile(WORLD, path, "a") as file:
         before = file.names()
-        for use in (lambda: file.write(name, vec), lambda: file.read(name, vec), lambda: name in file,
-                    lambda: file.write_array(name, array), lambda: file.sizes(name)):
+        for use in (
+            lambda: file.write(name, vec),
+            lambda: file.read(name, vec),
+            lambda: name in file,
+            lambda: file.write_array(name, array),
+            lambda: file.sizes(name),
+        ):
             with pytest.raises((ValueError, TypeError)):
                 use()
         assert file.names() == before
@@ -162,8 +175,10 @@ def test_unsupported_dtype(path, raises_everywhere, dtype):
 @pytest.mark.parallel([1, 2, 3])
 @pytest.mark.parametrize("array", [np.zeros(12)[::2], np.frombuffer(bytes(48))], ids=["strided", "read-only"])
 def test_array_that_cannot_be_filled(path, raises_everywhere, array):
-    with VecFile(WORLD, path) as file, \
-            raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="u", match="writeable"):
+    with (
+        VecFile(WORLD, path) as file,
+        raises_everywhere(LayoutMismatch, ValueError, file=path, dataset="u", match="writeable"),
+    ):
         file.read_array("u", array)
 
 
@@ -171,9 +186,11 @@ def test_array_that_cannot_be_filled(path, raises_everywhere, array):
 # Checksums
 # -----------------------------------------------------------------------------
 
+
 @pytest.fixture
 def spoil(path):
     """spoil(dataset): change its last number behind its checksum's back."""
+
     def change(dataset):
         WORLD.barrier()
         if WORLD.rank == 0:
@@ -182,6 +199,7 @@ def spoil(path):
                 numbers.reshape(-1)[-1] += 1
                 file[dataset][...] = numbers
         WORLD.barrier()
+
     return change
 
 

@@ -68,20 +68,34 @@ file.close()
 """
 
 READS = ["size", "strided", "kind", "dtype", "name", "bad name", "no array", "no Vec", "destroyed Vec"]
-WRITES = ["size", "block size", "rows", "rows of scalars", "unsupported", "other integers",
-          "unsupported scalars", "other reals", "other name", "bad name", "ragged", "no Vec", "destroyed Vec"]
+WRITES = [
+    "size",
+    "block size",
+    "rows",
+    "rows of scalars",
+    "unsupported",
+    "other integers",
+    "unsupported scalars",
+    "other reals",
+    "other name",
+    "bad name",
+    "ragged",
+    "no Vec",
+    "destroyed Vec",
+]
 OPENS = ["mode", "other mode", "path", "zero byte", "no path"]
 
 
-@pytest.mark.parametrize("case", [f"{what}: {case}" for what, cases in
-                                  (("read", READS), ("write", WRITES), ("open", OPENS)) for case in cases])
+@pytest.mark.parametrize(
+    "case",
+    [f"{what}: {case}" for what, cases in (("read", READS), ("write", WRITES), ("open", OPENS)) for case in cases],
+)
 def test_one_rank_alone_with_a_bad_argument(tmp_path, run_script, case):
     result = run_script(ONE_RANK_ALONE, tmp_path / "w.h5", case, "", ranks=2, seconds=15)
     assert (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("case", ["read: kind", "read: dtype", "read: name", "write: unsupported",
-                                  "write: size"])
+@pytest.mark.parametrize("case", ["read: kind", "read: dtype", "read: name", "write: unsupported", "write: size"])
 def test_one_rank_alone_in_collective_transfers(tmp_path, run_script, case):
     result = run_script(ONE_RANK_ALONE, tmp_path / "w.h5", case, "collective", ranks=2, seconds=15)
     assert (result.returncode, result.stderr) == (0, "")
@@ -146,12 +160,12 @@ if comm.rank == 0:
 def test_failures_are_silent(tmp_path, run_script, ranks):
     result = run_script(FAILURES, tmp_path, ranks=ranks)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == ("ClosedFile FileNotFound LayoutMismatch NotHDF5 TransferError TypeError "
-                             "UnknownDataset\n")
+    assert result.stdout == ("ClosedFile FileNotFound LayoutMismatch NotHDF5 TransferError TypeError UnknownDataset\n")
 
 
 def test_petscs_and_hdf5s_own_reports_are_as_before(tmp_path, run_script):
-    result = run_script("""
+    result = run_script(
+        """
 import ctypes, re
 hdf5, = set(re.findall(r"/\\S*/libhdf5(?!_hl|_openmpi_hl|_mpich_hl)\\S*", open("/proc/self/maps").read()))
 hdf5 = ctypes.CDLL(hdf5)
@@ -173,7 +187,9 @@ for _ in range(2):
             pass
 assert petsc_says() == before and "[0] VecSetType()" in before, before
 hdf5.H5Fopen(b"/missing/plain.h5", 0, ctypes.c_int64(0))
-""", tmp_path)
+""",
+        tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("HDF5-DIAG") == 1 and "/missing/plain.h5" in result.stderr
 
@@ -181,6 +197,7 @@ hdf5.H5Fopen(b"/missing/plain.h5", 0, ctypes.c_int64(0))
 # -----------------------------------------------------------------------------
 # Disks
 # -----------------------------------------------------------------------------
+
 
 def in_namespace(shell):
     """The beginning of a command that may mount what nobody else sees."""
@@ -223,9 +240,14 @@ def test_read_only_file_system(tmp_path, run_script, ranks):
     write_old(tmp_path)
     disk = tmp_path / "disk"
     disk.mkdir()
-    result = run_script(READ_ONLY, disk, ranks=ranks, before=in_namespace(
-        f"mount -t tmpfs -o size=1m none {disk} && cp {tmp_path}/old.h5 {disk} && "
-        f"mount -o remount,ro {disk}"))
+    result = run_script(
+        READ_ONLY,
+        disk,
+        ranks=ranks,
+        before=in_namespace(
+            f"mount -t tmpfs -o size=1m none {disk} && cp {tmp_path}/old.h5 {disk} && mount -o remount,ro {disk}"
+        ),
+    )
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -264,18 +286,29 @@ assert len(os.listdir("/proc/self/fd")) == descriptors
 def test_full_disk(tmp_path, run_script, ranks, case):
     # stderr is not looked at: Open MPI itself writes "No space left on device" there.
     (tmp_path / "disk").mkdir()
-    result = run_script(FULL_DISK, tmp_path / "disk", case, ranks=ranks, seconds=15,
-                        before=in_namespace(f"mount -t tmpfs -o size=1m none {tmp_path}/disk"))
+    result = run_script(
+        FULL_DISK,
+        tmp_path / "disk",
+        case,
+        ranks=ranks,
+        seconds=15,
+        before=in_namespace(f"mount -t tmpfs -o size=1m none {tmp_path}/disk"),
+    )
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_full_disk_left_to_the_end_of_the_process(tmp_path, run_script, ranks):
     (tmp_path / "disk").mkdir()
-    result = run_script("""
+    result = run_script(
+        """
 file = VecFile(comm, sys.argv[1], "w")
 everywhere = attempt(file.write_array, "big", np.ones(400_000))
 assert {kind for kind, words in everywhere} == {"TransferError"}, everywhere
-""", tmp_path / "disk" / "w.h5", ranks=ranks, seconds=15,
-                        before=in_namespace(f"mount -t tmpfs -o size=1m none {tmp_path}/disk"))
+""",
+        tmp_path / "disk" / "w.h5",
+        ranks=ranks,
+        seconds=15,
+        before=in_namespace(f"mount -t tmpfs -o size=1m none {tmp_path}/disk"),
+    )
     assert result.returncode == 0, result.stderr

@@ -99,8 +99,13 @@ def test_flush_makes_bytes_visible_to_another_process(shared_tmp):
         file.flush()
         code = "import h5py, sys; print(h5py.File(sys.argv[1], 'r')['a'][:].sum())"
         if WORLD.rank == 0:
-            result = subprocess.run([sys.executable, "-c", code, shared_tmp / "w.h5"], timeout=60, text=True,
-                                    capture_output=True, env={**os.environ, "HDF5_USE_FILE_LOCKING": "FALSE"})
+            result = subprocess.run(
+                [sys.executable, "-c", code, shared_tmp / "w.h5"],
+                timeout=60,
+                text=True,
+                capture_output=True,
+                env={**os.environ, "HDF5_USE_FILE_LOCKING": "FALSE"},
+            )
             assert (result.stdout, result.stderr) == (f"{499500 * WORLD.size}\n", "")
         WORLD.barrier()
 
@@ -140,7 +145,7 @@ def test_mode_a_creates_appends_and_keeps(shared_tmp, make_vec):
     for name in "uvw":
         with VecFile(WORLD, shared_tmp / "w.h5", "a") as file:
             file.write(name, vec)
-            assert file.names() == list("uvw"[:"uvw".index(name) + 1])
+            assert file.names() == list("uvw"[: "uvw".index(name) + 1])
     with VecFile(WORLD, shared_tmp / "w.h5") as file:
         for name in "uvw":
             back = vec.duplicate()
@@ -230,7 +235,7 @@ def test_file_nobody_holds_is_dropped_with_a_warning(shared_tmp, action):
         del file
         gc.collect()
         sys.unraisablehook = hook
-    warning, = caught
+    (warning,) = caught
     assert "w.h5" in str(getattr(warning, "message", warning))
     VecFile(WORLD, shared_tmp / "w.h5", "w").close()
     assert descriptors() == before
@@ -239,12 +244,16 @@ def test_file_nobody_holds_is_dropped_with_a_warning(shared_tmp, action):
 @pytest.mark.parametrize("end", ["del file", "file.drop()", "pass"])
 @pytest.mark.parametrize("ranks", [0, 2, 3])
 def test_process_that_never_closed_ends_well(tmp_path, run_script, ranks, end):
-    result = run_script(f"""
+    result = run_script(
+        f"""
 file = VecFile(comm, sys.argv[1], "w")
 file.write_array("i", np.arange(3) + comm.rank)
 file.write_array("u", np.arange(3.0) + comm.rank)
 {end}
-""", path := tmp_path / "w.h5", ranks=ranks)
+""",
+        path := tmp_path / "w.h5",
+        ranks=ranks,
+    )
     assert (result.returncode, result.stderr) == (0, "")
     with h5py.File(path, "r") as file:
         expected = np.concatenate([np.arange(3) + rank for rank in range(ranks or 1)])
@@ -267,8 +276,7 @@ def test_log_events_count_calls_and_bytes(shared_tmp, make_vec):
         file.write_array("a", array)
         file.read("u", vec)
         file.read_array("a", array)
-    save, load = ({key: new[key] - old[key] for key in new}
-                  for old, new in zip(before, counted(), strict=True))
+    save, load = ({key: new[key] - old[key] for key in new} for old, new in zip(before, counted(), strict=True))
     nbytes = vec.array_r.nbytes
     assert (save["count"], save["messageLength"]) == (4, 3 * nbytes + 20)
     assert (load["count"], load["messageLength"]) == (2, nbytes + 20)
@@ -293,10 +301,12 @@ def test_hdf5s_error_handler_is_as_before(shared_tmp, make_vec):
 
 @pytest.mark.parametrize("ranks", [0, 2])
 @pytest.mark.parametrize("comm", ["MPI.COMM_SELF", "MPI.COMM_WORLD"])
-@pytest.mark.parametrize(("end", "status"), [("sys.exit()", 0), ("del file; gc.collect()", 0), ("1 / 0", 1),
-                                             ("os._exit(3)", 3)])
+@pytest.mark.parametrize(
+    ("end", "status"), [("sys.exit()", 0), ("del file; gc.collect()", 0), ("1 / 0", 1), ("os._exit(3)", 3)]
+)
 def test_forked_child_leaves_its_parents_file_alone(tmp_path, run_script, ranks, comm, end, status):
-    result = run_script(f"""
+    result = run_script(
+        f"""
 import gc, pathlib
 from localckpt import ClosedFile
 path = sys.argv[1] + (str(comm.rank) if {comm} == MPI.COMM_SELF else "")
@@ -326,13 +336,17 @@ else:
     with VecFile({comm}, path) as file:
         file.read_array("v", back := np.empty(1000))
         assert file.names() == ["rows", "u", "v"] and (back == array).all()
-""", tmp_path / "w.h5", ranks=ranks)
+""",
+        tmp_path / "w.h5",
+        ranks=ranks,
+    )
     assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_threads_wait_for_each_other(tmp_path, run_script, ranks):
-    result = run_script("""
+    result = run_script(
+        """
 from threading import Barrier, Thread
 sys.setswitchinterval(1e-5)
 start, failures = Barrier(4), []
@@ -366,12 +380,16 @@ for thread in threads:
     thread.join()
 assert not failures, failures
 shared.close()
-""", tmp_path / "w.h5", ranks=ranks)
+""",
+        tmp_path / "w.h5",
+        ranks=ranks,
+    )
     assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_file_closed_while_other_threads_use_it(tmp_path, run_script):
-    result = run_script("""
+    result = run_script(
+        """
 from threading import Thread
 sys.setswitchinterval(1e-5)
 ends = []
@@ -395,12 +413,15 @@ for turn in range(10):
     for thread in threads:
         thread.join()
 print(len(ends))
-""", tmp_path / "w.h5")
+""",
+        tmp_path / "w.h5",
+    )
     assert (result.returncode, result.stdout, result.stderr) == (0, "20\n", "")
 
 
 def test_a_file_is_closed_where_no_descriptors_are_left(run_script, tmp_path):
-    done = run_script("""
+    done = run_script(
+        """
 import resource
 file = VecFile(MPI.COMM_SELF, sys.argv[1], "x")
 os.unlink(sys.argv[1])
@@ -411,13 +432,16 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
 file.close()
 resource.setrlimit(resource.RLIMIT_NOFILE, (first, hard))
 assert not any("a.h5" in name for name in listing())
-""", tmp_path / "a.h5")
+""",
+        tmp_path / "a.h5",
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_descriptor_that_belongs_to_another_file_by_now_is_left_alone(run_script, tmp_path):
     # The numbers of MPI-IO's own descriptors, given to another file behind its back.
-    done = run_script("""
+    done = run_script(
+        """
 file = VecFile(MPI.COMM_SELF, sys.argv[1] + "/a.h5", "x")
 file.write_array("a", np.ones(10))
 os.unlink(sys.argv[1] + "/a.h5")
@@ -432,14 +456,17 @@ with open(sys.argv[1] + "/other", "w+b") as other:
         pass
     listing = [os.readlink(f"/proc/self/fd/{n}") for n in range(200) if os.path.islink(f"/proc/self/fd/{n}")]
     print(len(mine), sum("nowhere" in name for name in listing))
-""", tmp_path)
+""",
+        tmp_path,
+    )
     mine, nowhere = map(int, done.stdout.split())
     assert done.returncode == 0 and mine >= 1 and nowhere == 1, done.stderr  # the one of the process
 
 
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_a_python_without_memfd_create_closes_files(run_script, tmp_path, ranks):
-    done = run_script("""
+    done = run_script(
+        """
 del os.memfd_create
 file = VecFile(comm, sys.argv[1], "x")
 file.write_array("a", np.ones(10))
@@ -450,13 +477,18 @@ comm.barrier()
 file.close()
 listing = [os.readlink(f"/proc/self/fd/{n}") for n in range(200) if os.path.islink(f"/proc/self/fd/{n}")]
 assert not any("a.h5" in name for name in listing), listing
-""", tmp_path / "a.h5", ranks=ranks, seconds=20)
+""",
+        tmp_path / "a.h5",
+        ranks=ranks,
+        seconds=20,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_a_file_that_could_not_be_opened_leaves_no_name(run_script, tmp_path, ranks):
-    done = run_script("""
+    done = run_script(
+        """
 import resource
 first, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 number = os.dup(0)
@@ -468,7 +500,11 @@ assert {kind for kind, words in found} == {"TransferError"} and "Too many open f
 assert not os.path.exists(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_NOFILE, (first, hard))
 VecFile(comm, sys.argv[1], "x").close()
-""", tmp_path / "a.h5", ranks=ranks, seconds=20)
+""",
+        tmp_path / "a.h5",
+        ranks=ranks,
+        seconds=20,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -23,8 +23,16 @@ from localckpt import (
 
 WORLD = MPI.COMM_WORLD
 
-KINDS = {FileNotFound: FileNotFoundError, FileExists: FileExistsError, NoAccess: PermissionError, NotHDF5: OSError,
-         UnknownDataset: KeyError, LayoutMismatch: ValueError, ClosedFile: ValueError, TransferError: OSError}
+KINDS = {
+    FileNotFound: FileNotFoundError,
+    FileExists: FileExistsError,
+    NoAccess: PermissionError,
+    NotHDF5: OSError,
+    UnknownDataset: KeyError,
+    LayoutMismatch: ValueError,
+    ClosedFile: ValueError,
+    TransferError: OSError,
+}
 
 
 @pytest.fixture
@@ -46,6 +54,7 @@ def on_rank_0(make):
 # The exceptions themselves
 # -----------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize(("kind", "builtin"), KINDS.items())
 def test_exceptions_are_the_documented_builtins(kind, builtin):
     assert issubclass(kind, StorageError) and issubclass(kind, builtin)
@@ -62,6 +71,7 @@ def test_exceptions_pickle(kind):
 # -----------------------------------------------------------------------------
 # Opening
 # -----------------------------------------------------------------------------
+
 
 @pytest.mark.parallel([1, 2, 3])
 @pytest.mark.parametrize("mode", ["r", "w", "x", "a"])
@@ -97,8 +107,15 @@ def test_folder_as_file(shared_tmp, raises_everywhere, mode):
 @pytest.mark.parametrize("kind", ["file", "folder", "link", "dangling link", "fifo"])
 def test_exclusive_creation_of_what_exists(shared_tmp, raises_everywhere, kind):
     path = shared_tmp / "w.h5"
-    on_rank_0({"file": path.touch, "folder": path.mkdir, "link": lambda: path.symlink_to(shared_tmp),
-               "dangling link": lambda: path.symlink_to("missing.h5"), "fifo": lambda: os.mkfifo(path)}[kind])
+    on_rank_0(
+        {
+            "file": path.touch,
+            "folder": path.mkdir,
+            "link": lambda: path.symlink_to(shared_tmp),
+            "dangling link": lambda: path.symlink_to("missing.h5"),
+            "fifo": lambda: os.mkfifo(path),
+        }[kind]
+    )
     before = path.lstat()
     WORLD.barrier()
     with raises_everywhere(FileExists, FileExistsError, file=path, match="exists"):
@@ -108,8 +125,7 @@ def test_exclusive_creation_of_what_exists(shared_tmp, raises_everywhere, kind):
 
 @pytest.mark.parallel([1, 2, 3])
 @pytest.mark.parametrize("mode", ["r", "a"])
-@pytest.mark.parametrize("content", [b"no HDF5 at all" * 1000, b"\x89HDF\r\n\x1a\n"],
-                         ids=["text", "signature"])
+@pytest.mark.parametrize("content", [b"no HDF5 at all" * 1000, b"\x89HDF\r\n\x1a\n"], ids=["text", "signature"])
 def test_other_content(shared_tmp, raises_everywhere, mode, content):
     path = shared_tmp / "w.h5"
     on_rank_0(lambda: path.write_bytes(content))
@@ -136,7 +152,7 @@ def test_empty_file(shared_tmp, raises_everywhere):
 def test_truncated_file(path, raises_everywhere, mode, keep):
     content = path.read_bytes()
     WORLD.barrier()
-    on_rank_0(lambda: path.write_bytes(content[:int(keep * len(content))]))
+    on_rank_0(lambda: path.write_bytes(content[: int(keep * len(content))]))
     with raises_everywhere(NotHDF5, OSError, file=path):
         VecFile(WORLD, path, mode)
 
@@ -160,8 +176,7 @@ def test_freed_communicator(path, raises_everywhere):
 
 
 @pytest.mark.parallel([1, 2, 3])
-@pytest.mark.parametrize("comm", [MPI.COMM_NULL, PETSc.COMM_NULL, None, 0],
-                         ids=["MPI", "PETSc", "None", "0"])
+@pytest.mark.parametrize("comm", [MPI.COMM_NULL, PETSc.COMM_NULL, None, 0], ids=["MPI", "PETSc", "None", "0"])
 def test_no_communicator(path, raises_everywhere, comm):
     with raises_everywhere(ClosedFile, ValueError):
         VecFile(comm, path)

@@ -18,8 +18,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCED = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?"
-                    r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.M | re.S)
+FENCED = re.compile(
+    r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?"
+    r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$",
+    re.M | re.S,
+)
 SHELL = "sh", "console"
 PROSE = "", "text"  # and MyST's {directives}
 FOLDERS = "SLURM_TMPDIR", "PBS_JOBFS", "SCRATCH"
@@ -59,8 +62,10 @@ class Block:
 
 def blocks(page):
     text = page.read_text()
-    return [Block(found["language"], found["code"], found["why"], text.count("\n", 0, found.start("code")) + 1)
-            for found in FENCED.finditer(text)]
+    return [
+        Block(found["language"], found["code"], found["why"], text.count("\n", 0, found.start("code")) + 1)
+        for found in FENCED.finditer(text)
+    ]
 
 
 @pytest.fixture
@@ -74,14 +79,27 @@ def run(tmp_path):
     for name, code in (("mpiexec", LAUNCHER), ("srun", LAUNCHER), ("module", "#!/bin/sh\n")):
         (tools / name).write_text(code.format(mpiexec=shutil.which("mpiexec")))
         (tools / name).chmod(0o755)
-    environment = {**os.environ, **{name: str(tmp_path / name) for name in FOLDERS}, "MPIEXEC_TIMEOUT": "180",
-                   "PATH": os.pathsep.join([str(tools), os.path.dirname(sys.executable), os.environ["PATH"]])}
+    environment = {
+        **os.environ,
+        **{name: str(tmp_path / name) for name in FOLDERS},
+        "MPIEXEC_TIMEOUT": "180",
+        "PATH": os.pathsep.join([str(tools), os.path.dirname(sys.executable), os.environ["PATH"]]),
+    }
 
     def run(*command, **variables):
-        done = subprocess.run(command, cwd=tmp_path, env={**environment, **variables}, text=True, timeout=200,
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**environment, **variables},
+            text=True,
+            timeout=200,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         assert done.returncode == 0, f"{command[-1]}\nexit status {done.returncode}:\n{done.stdout}"
         return done.stdout
+
     run.folder = tmp_path
     return run
 
@@ -105,8 +123,9 @@ def run_shell(run, block):
         bash(run, block.code)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(block.runs for block in blocks(page))],
-                         ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(block.runs for block in blocks(page))], ids=lambda page: page.name
+)
 def test_the_page_runs(page, run):
     found = [block for block in blocks(page) if block.runs]
     script = []

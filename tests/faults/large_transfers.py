@@ -18,4 +18,4 @@ def test_more_than_two_gigabytes_come_back(tmp_path, engine, mapped):
     array[:] = -1
     back = store.get(stored, (SIZE,), array.dtype) if mapped else store.get(stored, out=array)
     assert back[0] == 0 and back[-1] == SIZE - 1
-    assert all((back[i:i + 2**22] == np.arange(i, min(i + 2**22, SIZE))).all() for i in range(0, SIZE, 2**22))
+    assert all((back[i : i + 2**22] == np.arange(i, min(i + 2**22, SIZE))).all() for i in range(0, SIZE, 2**22))

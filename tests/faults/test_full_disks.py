@@ -35,24 +35,36 @@ LAYOUTS = [(0, "own"), (2, "own"), (2, "world")]
 @pytest.fixture
 def run(tmp_path, run_script, small_disk):
     """run(code, ranks, size=…): what became of `code` after TAPE, with a disk of that size."""
+
     def run(code, ranks=0, size="500k", env=()):
         folder, before = small_disk(size)
-        return run_script(TAPE + code, Path(__file__).parents[1] / "tape", folder, tmp_path / "big", ranks=ranks,
-                          before=[*before, "env", *env], seconds=100)
+        return run_script(
+            TAPE + code,
+            Path(__file__).parents[1] / "tape",
+            folder,
+            tmp_path / "big",
+            ranks=ranks,
+            before=[*before, "env", *env],
+            seconds=100,
+        )
+
     return run
 
 
 @pytest.mark.parametrize("engine", ["direct", "viewer"])
 @pytest.mark.parametrize("ranks, layout", LAYOUTS)
 def test_a_run_goes_on_in_the_next_folder(run, ranks, layout, engine):
-    done = run(f"""
+    done = run(
+        f"""
 checkpointer, functional = recorded(checkpoint_dir=[small, big], engine={engine!r},
                                     checkpoint_comm=MPI.COMM_SELF if {layout!r} == "own" else comm)
 evaluate(functional)
 store = checkpointer._functions.store
 assert any(comm.allgather(store.last is not store))
 assert store.last.direct == ({engine!r} == "direct")
-""", ranks)
+""",
+        ranks,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("right") == max(1, ranks) and "No space left on device" in done.stdout
 
@@ -75,13 +87,18 @@ assert checkpointer.dirname.startswith(big)
 @pytest.mark.parametrize("ranks, layout", LAYOUTS)
 @pytest.mark.parametrize("engine", ["direct", "viewer"])
 def test_a_limit_is_kept(run, ranks, layout, engine):
-    done = run(f"""
+    done = run(
+        f"""
 checkpointer, functional = recorded(checkpoint_dir=[small, big], engine={engine!r},
                                     checkpoint_comm=MPI.COMM_SELF if {layout!r} == "own" else comm)
 evaluate(functional)
 store = checkpointer._functions.store
 assert store.last is not store and 0 <= store.left, store.left
-""", ranks, size="100m", env=["PETSC_OPTIONS=-localckpt_dir_limit 300e3,1e9"])
+""",
+        ranks,
+        size="100m",
+        env=["PETSC_OPTIONS=-localckpt_dir_limit 300e3,1e9"],
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("right") == max(1, ranks) and "Disk quota exceeded" in done.stdout
 
@@ -128,20 +145,25 @@ print("right")
 
 
 def test_a_script_that_makes_tape_after_tape_does_not_fill_the_disk(run):
-    done = run("""
+    done = run(
+        """
 for i in range(5):
     functional = recorded(checkpoint_dir=small)[1]
     functional.itself = functional
     sweep(functional, 1.3, mesh)
 print("right")
-""", size="1500k")
+""",
+        size="1500k",
+    )
     assert done.returncode == 0, done.stderr
     assert "right" in done.stdout
 
 
 def test_files_that_may_not_grow(run):
-    done = run("resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))\n" + LOST.replace("CAUSE", "File too large"),
-               size="100m")
+    done = run(
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))\n" + LOST.replace("CAUSE", "File too large"),
+        size="100m",
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -184,11 +206,14 @@ for use in (saved[0].load, lambda: checkpointer.save(fd.Function(V))):
 @pytest.mark.parametrize("layout", ["own", "world"])
 def test_an_uncaught_loss_on_one_rank_ends_the_job_with_one_message(run, layout):
     # Rank 1 alone has a small disk, and nowhere else to go.
-    done = run(f"""
+    done = run(
+        f"""
 own = {layout!r} == "own"
 resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5)) if comm.rank == 1 else None
 recorded(checkpoint_dir=big, checkpoint_comm=MPI.COMM_SELF if own else comm)
-""", 2)
+""",
+        2,
+    )
     assert done.returncode not in (0, 110), done.stderr
     messages = [line for line in done.stderr.splitlines() if line.startswith("localckpt._errors.CheckpointError")]
     assert len(messages) == (1 if layout == "own" else len(messages)) and messages
@@ -202,7 +227,8 @@ def test_what_a_timestep_takes_is_said_once(run):
 
 
 def test_a_disk_that_is_nearly_full_is_a_warning(run):
-    done = run("""
+    done = run(
+        """
 from localckpt.adjoint import DiskCheckpointer
 checkpointer = DiskCheckpointer(checkpoint_dir=small)
 f = fd.Function(fd.FunctionSpace(mesh, "DG", 0))
@@ -214,7 +240,9 @@ try:
         checkpointer.pause_checkpointing()
 except localckpt.CheckpointError:
     print("lost")
-""", size="5m")
+""",
+        size="5m",
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("are left in") == 1
     assert done.stdout.index("are left in") < done.stdout.index("lost")
@@ -222,7 +250,8 @@ except localckpt.CheckpointError:
 
 @pytest.mark.parametrize("left", [0, 1, 2, 5])
 def test_no_descriptors_left_on_one_rank_of_a_file(run_script, tmp_path, left):
-    done = run_script("""
+    done = run_script(
+        """
 import resource
 held = []
 if comm.rank == 1:
@@ -238,7 +267,11 @@ what = attempt(lambda: VecFile(comm, sys.argv[1], "x"))
 assert what[0] == what[1] and what[0][0] == "TransferError" and "Too many open files" in what[0][1], what
 for number in held:
     os.close(number)
-""", tmp_path / "a.h5", left, ranks=2)
+""",
+        tmp_path / "a.h5",
+        left,
+        ranks=2,
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -8,7 +8,8 @@ from localckpt._collective import interrupts_held
 
 
 def test_an_interrupted_save_leaves_a_store_whole(run_script, tmp_path):
-    done = run_script("""
+    done = run_script(
+        """
 import resource, signal
 from localckpt import _vecfile
 from localckpt.store import Store
@@ -37,24 +38,33 @@ for key in range(30):
 for key, one in enumerate(stored):
     assert (store.get(one, (10,), np.dtype(float)) == key + 0.5).all()
 assert interrupted > 0
-""", tmp_path / "own.h5", seconds=30)
+""",
+        tmp_path / "own.h5",
+        seconds=30,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_handler_that_is_set_meanwhile_stays(run_script):
-    done = run_script(SECTION + """
+    done = run_script(
+        SECTION
+        + """
 got = []
 with interrupts_held():
     signal.signal(signal.SIGINT, lambda *args: got.append(1))
 os.kill(os.getpid(), signal.SIGINT)
 time.sleep(0.1)
 assert got == [1], got
-""", seconds=20)
+""",
+        seconds=20,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_child_that_was_forked_in_a_section_of_another_thread_can_be_interrupted(run_script):
-    done = run_script(SECTION + """
+    done = run_script(
+        SECTION
+        + """
 entered, leave = threading.Event(), threading.Event()
 
 
@@ -79,12 +89,15 @@ os.kill(child, signal.SIGINT)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
 leave.set()
 thread.join()
-""", seconds=30)
+""",
+        seconds=30,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_child_that_was_forked_during_a_save_of_another_thread_can_let_go_of_the_store(run_script, tmp_path):
-    done = run_script("""
+    done = run_script(
+        """
 import threading
 from localckpt.store import Store
 store = Store(MPI.COMM_SELF, sys.argv[1])
@@ -108,5 +121,8 @@ if child == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
 leave.set()
 thread.join()
-""", tmp_path / "own.h5", seconds=20)
+""",
+        tmp_path / "own.h5",
+        seconds=20,
+    )
     assert (done.returncode, done.stderr) == (0, "")

@@ -36,10 +36,15 @@ def holder(tmp_path):
     started = []
 
     def start(*before):
-        process = subprocess.Popen([*before, sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*before, sys.executable, "-c", HOLDER, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         started.append(process)
         return process, Path(process.stdout.readline().strip())
+
     yield start
     for process in started:
         process.kill()
@@ -56,8 +61,9 @@ def dead(holder):
 
 
 def clean(folder, *options):
-    done = subprocess.run([sys.executable, "-m", "localckpt", "clean", str(folder), *options], capture_output=True,
-                          text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "localckpt", "clean", str(folder), *options], capture_output=True, text=True, timeout=60
+    )
     return done.returncode, done.stdout
 
 
@@ -69,7 +75,7 @@ def test_a_dry_run_lists_what_a_killed_run_has_left(tmp_path, dead):
 def test_what_a_killed_run_has_left_is_removed(tmp_path, dead):
     (dead / "current.h5").write_bytes(b"x" * 10**6)
     status, said = clean(tmp_path, "--yes", "--json")
-    found, = json.loads(said)
+    (found,) = json.loads(said)
     assert status == 0 and found["removed"] and found["nbytes"] >= 10**6 and not dead.exists()
 
 
@@ -147,11 +153,16 @@ def test_the_next_run_leaves_a_live_one_alone(tmp_path, run_script, holder):
 
 
 def test_ranks_of_one_run_leave_each_other_alone(tmp_path, run_script):
-    done = run_script(RUN + """
+    done = run_script(
+        RUN
+        + """
 comm.barrier()
 assert os.path.exists(checkpointer.dirname)
 comm.barrier()
-""", tmp_path, ranks=3)
+""",
+        tmp_path,
+        ranks=3,
+    )
     assert done.returncode == 0, done.stderr
     assert os.listdir(tmp_path) == ["script.py"]
 
@@ -208,19 +219,25 @@ def test_nobody_else_can_look_in(tmp_path, umask):
 
 
 def test_a_forked_child_removes_nothing(tmp_path, run_script):
-    done = run_script(RUN + """
+    done = run_script(
+        RUN
+        + """
 if os.fork() == 0:
     del checkpointer
     import gc; gc.collect()
     os._exit(0)
 os.wait()
 assert os.path.exists(checkpointer.dirname + "/init.h5")
-""", tmp_path)
+""",
+        tmp_path,
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_a_run_whose_folder_was_removed_by_a_cleaner_goes_on(tmp_path, run_script):
-    done = run_script("sys.path.insert(0, sys.argv[2])\n" + """
+    done = run_script(
+        "sys.path.insert(0, sys.argv[2])\n"
+        + """
 import shutil
 from burgers import assert_same, reference, record_on_disk, replay
 from firedrake.adjoint import continue_annotation, get_working_tape
@@ -229,13 +246,17 @@ continue_annotation()
 functional = record_on_disk(checkpoint_dir=sys.argv[1])
 shutil.rmtree(get_working_tape()._package_data["firedrake"].dirname)
 assert_same(replay(functional), expected)
-""", tmp_path, Path(__file__).parents[1] / "tape")
+""",
+        tmp_path,
+        Path(__file__).parents[1] / "tape",
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_a_relative_folder_stays_where_it_was_when_the_current_one_changes(tmp_path, run_script):
     (tmp_path / "mine").mkdir()
-    done = run_script("""
+    done = run_script(
+        """
 from localckpt.store import Store
 from localckpt.places import choose_tiers
 os.chdir(sys.argv[1])
@@ -244,7 +265,9 @@ assert [tier.path for tier in choose_tiers("mine", 1)] == [sys.argv[1] + "/mine"
 os.chdir("/")
 stored = store.put("a", np.arange(5.0))
 assert (store.get(stored, (5,), np.dtype(float)) == np.arange(5.0)).all()
-""", tmp_path)
+""",
+        tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert os.listdir(tmp_path / "mine") == []
 
@@ -257,7 +280,7 @@ def test_a_folder_that_cannot_be_looked_at_stays_with_the_reason():
     try:
         if user == 0:
             os.seteuid(65534)
-        found, = leftovers.find(parent)
+        (found,) = leftovers.find(parent)
     finally:
         os.seteuid(user)
         parent.chmod(0o700)

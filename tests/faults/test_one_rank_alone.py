@@ -87,7 +87,9 @@ def in_turn(faults, scenario, check):
 
 """
 
-VECFILE = FAULTS + """
+VECFILE = (
+    FAULTS
+    + """
 faults = Faults("localckpt._vecfile", "localckpt._collective")
 x = PETSc.Vec().createSeq(6 + comm.rank)
 x.setBlockSize(1)
@@ -127,8 +129,11 @@ def check(name, found):
 
 in_turn(faults, scenario, check)
 """
+)
 
-STORE = FAULTS + """
+STORE = (
+    FAULTS
+    + """
 from localckpt.store import Store
 faults = Faults("localckpt._vecfile", "localckpt._collective", "localckpt.engines", "localckpt.store")
 arrays = [np.full(40_000 * (i % 3 > 1) + 10 + comm.rank, float(i)) for i in range(5)]
@@ -170,8 +175,11 @@ def check(name, found):
 
 in_turn(faults, scenario, check)
 """
+)
 
-SETUP = FAULTS + """
+SETUP = (
+    FAULTS
+    + """
 import logging
 import firedrake
 from localckpt.adjoint import DiskCheckpointer
@@ -198,6 +206,7 @@ def check(name, found):
 DiskCheckpointer(None, comm, True, comm, sys.argv[1])  # imports what is imported when it is first needed
 in_turn(faults, scenario, check)
 """
+)
 
 
 def run(run_script, tmp_path, code, *args):
@@ -226,7 +235,8 @@ def test_ranks_stay_in_step_while_a_checkpointer_is_made(run_script, tmp_path, f
 
 
 def test_an_error_that_cannot_be_pickled_is_told_to_all_ranks(run_script, tmp_path):
-    done = run_script("""
+    done = run_script(
+        """
 from localckpt._collective import raise_everywhere
 
 
@@ -247,5 +257,8 @@ for kind, words in (Local, "Local: lost"), (Wordless, "cannot be described"):
 error = MemoryError("none left")
 found = attempt(raise_everywhere, comm, error if comm.rank == 1 else None)
 assert set(found) == {("MemoryError", "none left")}, found
-""", ranks=3, seconds=20)
+""",
+        ranks=3,
+        seconds=20,
+    )
     assert (done.returncode, done.stderr) == (0, "")

@@ -35,14 +35,33 @@ def tree(tmp_path):
 
 def run(*command, cwd, timeout=60, **variables):
     # An environment of its own: MPI leaves traces in this process's real one.
-    return subprocess.run([str(word) for word in command], cwd=cwd, env={**os.environ, **variables},
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          text=True, timeout=timeout)
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={**os.environ, **variables},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
 
 
 def pip(verb, tree, *, python=sys.executable, timeout=60, **variables):
-    return run(python, "-m", "pip", verb, "--no-index", "--no-build-isolation", ".", cwd=tree,
-               timeout=timeout, PIP_DISABLE_PIP_VERSION_CHECK="1", CFLAGS="-O0", **variables)
+    return run(
+        python,
+        "-m",
+        "pip",
+        verb,
+        "--no-index",
+        "--no-build-isolation",
+        ".",
+        cwd=tree,
+        timeout=timeout,
+        PIP_DISABLE_PIP_VERSION_CHECK="1",
+        CFLAGS="-O0",
+        **variables,
+    )
 
 
 def test_into_an_environment_that_is_there(tree, tmp_path):
@@ -68,14 +87,19 @@ def test_into_an_environment_that_is_there(tree, tmp_path):
     assert f"localckpt in {tree}/localckpt is not compiled: " in inside.stdout
     assert run(python, "-m", "localckpt", "--version", cwd=tmp_path).stdout == "localckpt 0.1.0\n"
 
-    used = run(python, "-c", """if True:
+    used = run(
+        python,
+        "-c",
+        """if True:
         import localckpt, sys
         from mpi4py import MPI
         from petsc4py import PETSc
         vec = PETSc.Vec().createSeq(5)
         with localckpt.VecFile(MPI.COMM_SELF, 'vec.h5', 'w') as file:
             file.write('vec', vec)
-        print(localckpt._vecfile.__file__)""", cwd=tmp_path)
+        print(localckpt._vecfile.__file__)""",
+        cwd=tmp_path,
+    )
     assert used.stdout.strip().startswith(str(site)), used.stdout
 
 
@@ -124,12 +148,15 @@ def no_petsc4py(petsc):
     (petsc.parent / "path" / "petsc4py.py").write_text("raise ModuleNotFoundError(name=__name__)\n")
 
 
-@pytest.mark.parametrize("fault, sentence", [
-    (no_petsc, "no PETSc in {petsc} (No such file or directory"),
-    (no_hdf5, "the PETSc in {petsc} has no HDF5; configure PETSc with --download-hdf5"),
-    (serial_hdf5, "PETSc's HDF5 was built without MPI; build HDF5 with --enable-parallel"),
-    (no_petsc4py, "petsc4py is missing, or pip hides it from this build; install it"),
-])
+@pytest.mark.parametrize(
+    "fault, sentence",
+    [
+        (no_petsc, "no PETSc in {petsc} (No such file or directory"),
+        (no_hdf5, "the PETSc in {petsc} has no HDF5; configure PETSc with --download-hdf5"),
+        (serial_hdf5, "PETSc's HDF5 was built without MPI; build HDF5 with --enable-parallel"),
+        (no_petsc4py, "petsc4py is missing, or pip hides it from this build; install it"),
+    ],
+)
 def test_says_what_is_missing(tree, petsc, fault, sentence):
     fault(petsc)
     refused = pip("wheel", tree, PYTHONPATH=str(petsc.parent / "path"))  # asks setup.py what install does
@@ -140,11 +167,14 @@ def test_says_what_is_missing(tree, petsc, fault, sentence):
     assert "Traceback" not in refused.stdout and "Downloading" not in refused.stdout
 
 
-@pytest.mark.parametrize("header, name, value, said", [
-    ("petscversion.h", "PETSC_VERSION_MINOR", "10", r"PETSC \d+\.10 with"),
-    ("petscconf.h", "PETSC_USE_COMPLEX", "1", "with complex128 scalars"),
-    ("petscconf.h", "PETSC_USE_64BIT_INDICES", "1", "and 64-bit indices"),
-])
+@pytest.mark.parametrize(
+    "header, name, value, said",
+    [
+        ("petscversion.h", "PETSC_VERSION_MINOR", "10", r"PETSC \d+\.10 with"),
+        ("petscconf.h", "PETSC_USE_COMPLEX", "1", "with complex128 scalars"),
+        ("petscconf.h", "PETSC_USE_64BIT_INDICES", "1", "and 64-bit indices"),
+    ],
+)
 def test_another_petsc_than_compiled_for_is_one_sentence(tree, petsc, tmp_path, header, name, value, said):
     """Whatever is imported first, and before anything that needs that PETSc itself."""
     path = petsc / "include" / header
@@ -153,12 +183,23 @@ def test_another_petsc_than_compiled_for_is_one_sentence(tree, petsc, tmp_path, 
     for source in tree.glob("src/*.pyx"):
         if source.name != "_petsc.pyx":
             source.unlink()  # it is alone, and asked all the same
-    built = run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree,
-                PYTHONPATH=str(petsc.parent / "path"), CFLAGS="-O0")
+    built = run(
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--inplace",
+        cwd=tree,
+        PYTHONPATH=str(petsc.parent / "path"),
+        CFLAGS="-O0",
+    )
     assert built.returncode == 0, built.stdout
     found = os.pathsep.join([str(tree), *BELOW])  # and no other localckpt that .pth files name there
-    for statement in ("from localckpt import VecFile", "from localckpt import CheckpointError",
-                      "import localckpt.store"):
+    for statement in (
+        "from localckpt import VecFile",
+        "from localckpt import CheckpointError",
+        "import localckpt.store",
+    ):
         refused = run(sys.executable, "-S", "-c", statement, cwd=tmp_path, PYTHONPATH=found)
         *_, sentence = refused.stdout.splitlines()
         assert re.match(r"ImportError: localckpt was compiled for .*, but petsc4py uses ", sentence), refused.stdout
@@ -169,13 +210,18 @@ def test_another_petsc_than_compiled_for_is_one_sentence(tree, petsc, tmp_path, 
 
 def test_source_distribution_and_wheel(tree, tmp_path):
     """By the standard tool, the wheel out of the other: that holds whatever compiling, typing and testing need."""
-    made = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path, cwd=tree, timeout=200,
-               CFLAGS="-O0")
+    made = run(
+        sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path, cwd=tree, timeout=200, CFLAGS="-O0"
+    )
     assert made.returncode == 0, made.stdout
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = {str(path.relative_to(tree)) for name in ("src", "localckpt", "tests")
-              for path in (tree / name).rglob("*") if path.is_file()}
+    wanted = {
+        str(path.relative_to(tree))
+        for name in ("src", "localckpt", "tests")
+        for path in (tree / name).rglob("*")
+        if path.is_file()
+    }
     assert wanted | {"LICENSE", "README.md", "pyproject.toml", "setup.py"} <= held
     assert not [name for name in held if name.endswith((".so", ".pyc"))]
     with zipfile.ZipFile(next(tmp_path.glob("localckpt-0.1.0-cp*-linux_*.whl"))) as archive:
@@ -186,14 +232,16 @@ def test_source_distribution_and_wheel(tree, tmp_path):
 
 def test_source_distribution_needs_no_petsc(tree, tmp_path, petsc):
     no_petsc4py(petsc)
-    made = run(sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path, cwd=tree,
-               PYTHONPATH=str(petsc.parent / "path"))
+    made = run(
+        sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path, cwd=tree, PYTHONPATH=str(petsc.parent / "path")
+    )
     assert made.returncode == 0 and next(tmp_path.glob("*.tar.gz")), made.stdout
 
 
 def test_a_compiled_clone_that_is_not_installed_has_an_unknown_version(tree, tmp_path):
     for module in (ROOT / "localckpt").glob("*.so"):
         shutil.copy(module, tree / "localckpt")
-    asked = run(sys.executable, "-S", "-c", "import localckpt; print(localckpt.__version__)", cwd=tmp_path,
-                PYTHONPATH=str(tree))
+    asked = run(
+        sys.executable, "-S", "-c", "import localckpt; print(localckpt.__version__)", cwd=tmp_path, PYTHONPATH=str(tree)
+    )
     assert asked.stdout == "0+unknown\n"

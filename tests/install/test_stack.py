@@ -29,8 +29,7 @@ class Stack:
         self.env = folder / "env"
         self.clones = [folder / "a clone", folder / "another"]
         for clone in self.clones:
-            for path in ("scripts/install-stack", "src/core.pyx", "localckpt/core.pxd", "setup.py",
-                         "pyproject.toml"):
+            for path in ("scripts/install-stack", "src/core.pyx", "localckpt/core.pxd", "setup.py", "pyproject.toml"):
                 (clone / path).parent.mkdir(parents=True, exist_ok=True)
                 (clone / path).write_text(path)
             recipes, rule, rest = SCRIPT.read_text().partition("# The compiled modules")
@@ -38,9 +37,14 @@ class Stack:
             shutil.copy(SCRIPT.parent / "common", clone / "scripts")
 
     def start(self, clone=0, **variables):
-        return subprocess.Popen(["bash", "scripts/install-stack"], cwd=self.clones[clone], text=True,
-                                env={**os.environ, "LOCALCKPT_ENV": str(self.env), **variables},
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            ["bash", "scripts/install-stack"],
+            cwd=self.clones[clone],
+            text=True,
+            env={**os.environ, "LOCALCKPT_ENV": str(self.env), **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def run(self, *args, **variables):
         """Exit status, stdout, stderr, and the steps that were carried out."""
@@ -134,7 +138,12 @@ def test_asks_for_system_packages_by_name(stack, tmp_path):
     (tmp_path / "scripts").mkdir()
     shutil.copy(SCRIPT.parent / "common", tmp_path / "scripts")
     (tmp_path / "scripts/head").write_text(head + "system_packages")
-    asked = subprocess.run(["bash", tmp_path / "scripts/head"], capture_output=True, text=True,
-                           env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, timeout=20)
+    asked = subprocess.run(
+        ["bash", tmp_path / "scripts/head"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        timeout=20,
+    )
     assert asked.returncode != 0
     assert "ask an administrator for:  apt-get install build-essential gfortran" in asked.stdout

@@ -107,8 +107,7 @@ def record(schedule=None, mesh=None, in_step=lambda step: None):
     V = c.function_space().sub(0).collapse()
     u, before, v = fd.Function(V, name="u"), fd.Function(V, name="before"), fd.TestFunction(V)
     source, k = fd.split(c)
-    residual = (inner(10 * (u - before) + u * u.dx(0) - source, v)
-                + 0.1 * (1 + k * k) * inner(grad(u), grad(v))) * dx
+    residual = (inner(10 * (u - before) + u * u.dx(0) - source, v) + 0.1 * (1 + k * k) * inner(grad(u), grad(v))) * dx
     problem = fd.NonlinearVariationalProblem(residual, u, bcs=fd.DirichletBC(V, 0, "on_boundary"))
     solver = fd.NonlinearVariationalSolver(problem, solver_parameters=LU)
     J = 0.0
@@ -169,8 +168,12 @@ def convergence(functional):
 
 def disk_checkpoints(tape):
     """All checkpoints on disk that the tape holds now."""
-    return [checkpoint for step in tape.timesteps for checkpoint in step._checkpoint.values()
-            if isinstance(checkpoint, CheckpointFunction)]
+    return [
+        checkpoint
+        for step in tape.timesteps
+        for checkpoint in step._checkpoint.values()
+        if isinstance(checkpoint, CheckpointFunction)
+    ]
 
 
 def rows_in_use(engine):

@@ -78,43 +78,76 @@ def outcomes(known, run_script, tmp_path):
     return known
 
 
-@pytest.mark.parametrize("what, kind, words", [
-    ("checkpoint_comm", "ValueError", "checkpoint_comm is not the same on all ranks: of size 1 on rank 0; of size 4 on "
-                                      "ranks 1, 2, 3$"),
-    ("checkpoint_comm, sizes alike", "ValueError", "checkpoint_comm is .* on ranks 0, 1; .* on rank 2; .* on rank 3$"),
-    ("checkpoint_comm, null", "TypeError", "checkpoint_comm is an mpi4py.MPI.Intracomm, not COMM_NULL$"),
-    ("engine", "ValueError", r"engine \(or -localckpt_engine\) is not .*: viewer on rank 0; direct on ranks 1, 2, 3$"),
-    ("-localckpt_engine", "ValueError", r"engine .* is not .*: viewer on rank 0; direct on ranks 1, 2, 3$"),
-    ("cleanup", "ValueError", "cleanup is not the same on all ranks: True on rank 0; False on ranks 1, 2, 3$"),
-    ("checkpoint_dir", "ValueError", r"_dir='\S+' on rank 0; checkpoint_dir='\S+/elsewhere' on ranks 1, 2, 3$"),
-    ("number of directories", "ValueError", r"the directory for checkpoints is not the same .* on ranks 1, 2, 3$"),
-    ("-localckpt_dir_limit", "ValueError", r"_dir_limit is not .*: 1e\+09 on rank 0; 2e\+09 on ranks 1, 2, 3$"),
-    ("tape", "ValueError", "the working tape .*: has one already on rank 0; has no checkpointer yet on ranks 1, 2, 3$"),
-    ("wrong on one rank", "TypeError", "checkpoint_dir is the path of a directory or a sequence of paths, not 3$"),
-])
+@pytest.mark.parametrize(
+    "what, kind, words",
+    [
+        (
+            "checkpoint_comm",
+            "ValueError",
+            "checkpoint_comm is not the same on all ranks: of size 1 on rank 0; of size 4 on ranks 1, 2, 3$",
+        ),
+        (
+            "checkpoint_comm, sizes alike",
+            "ValueError",
+            "checkpoint_comm is .* on ranks 0, 1; .* on rank 2; .* on rank 3$",
+        ),
+        ("checkpoint_comm, null", "TypeError", "checkpoint_comm is an mpi4py.MPI.Intracomm, not COMM_NULL$"),
+        (
+            "engine",
+            "ValueError",
+            r"engine \(or -localckpt_engine\) is not .*: viewer on rank 0; direct on ranks 1, 2, 3$",
+        ),
+        ("-localckpt_engine", "ValueError", r"engine .* is not .*: viewer on rank 0; direct on ranks 1, 2, 3$"),
+        ("cleanup", "ValueError", "cleanup is not the same on all ranks: True on rank 0; False on ranks 1, 2, 3$"),
+        ("checkpoint_dir", "ValueError", r"_dir='\S+' on rank 0; checkpoint_dir='\S+/elsewhere' on ranks 1, 2, 3$"),
+        ("number of directories", "ValueError", r"the directory for checkpoints is not the same .* on ranks 1, 2, 3$"),
+        ("-localckpt_dir_limit", "ValueError", r"_dir_limit is not .*: 1e\+09 on rank 0; 2e\+09 on ranks 1, 2, 3$"),
+        (
+            "tape",
+            "ValueError",
+            "the working tape .*: has one already on rank 0; has no checkpointer yet on ranks 1, 2, 3$",
+        ),
+        ("wrong on one rank", "TypeError", "checkpoint_dir is the path of a directory or a sequence of paths, not 3$"),
+    ],
+)
 def test_a_difference_is_one_sentence_on_every_rank_that_names_it(outcomes, what, kind, words):
     assert {(found_kind, there) for found_kind, _, there in outcomes[what]} == {(kind, False)}
-    sentence, = {said for _, said, _ in outcomes[what]}
+    (sentence,) = {said for _, said, _ in outcomes[what]}
     assert re.search(words, sentence), sentence
 
 
-@pytest.mark.parametrize("what", ["engine of files of one rank", "checkpoint_dir of files of one rank",
-                                  "-localckpt_dir_limit of files of one rank", "nothing"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "engine of files of one rank",
+        "checkpoint_dir of files of one rank",
+        "-localckpt_dir_limit of files of one rank",
+        "nothing",
+    ],
+)
 def test_a_difference_that_does_no_harm_is_allowed(outcomes, what):
     assert outcomes[what] == [["nothing", "", True]] * 4
 
 
 @pytest.mark.parallel([1, 2])
-@pytest.mark.parametrize("argument, kind, words", [
-    ({"checkpoint_dir": "/nonexistent"}, FileNotFoundError, "checkpoint_dir='/nonexistent' on .*: name a directory"),
-    ({"dirname": "/nonexistent"}, FileNotFoundError, "dirname='/nonexistent' on .*: name a directory"),
-    ({"checkpoint_dir": "$NOT_SET/x"}, FileNotFoundError, r"checkpoint_dir='\$NOT_SET/x' .* NOT_SET is not set"),
-    ({"checkpoint_dir": "/dev/null"}, NotADirectoryError, "checkpoint_dir='/dev/null' .*: name a directory"),
-    ({"checkpoint_dir": 3}, TypeError, "checkpoint_dir is the path of a directory or a sequence of paths, not 3"),
-    ({"dirname": 3}, TypeError, "dirname is the path of a directory, not 3"),
-    ({"checkpoint_comm": "x"}, TypeError, "checkpoint_comm is an mpi4py.MPI.Intracomm, not 'x'"),
-    ({"comm": "x"}, TypeError, "comm is an mpi4py.MPI.Intracomm, not 'x'"),
-], ids=str)
+@pytest.mark.parametrize(
+    "argument, kind, words",
+    [
+        (
+            {"checkpoint_dir": "/nonexistent"},
+            FileNotFoundError,
+            "checkpoint_dir='/nonexistent' on .*: name a directory",
+        ),
+        ({"dirname": "/nonexistent"}, FileNotFoundError, "dirname='/nonexistent' on .*: name a directory"),
+        ({"checkpoint_dir": "$NOT_SET/x"}, FileNotFoundError, r"checkpoint_dir='\$NOT_SET/x' .* NOT_SET is not set"),
+        ({"checkpoint_dir": "/dev/null"}, NotADirectoryError, "checkpoint_dir='/dev/null' .*: name a directory"),
+        ({"checkpoint_dir": 3}, TypeError, "checkpoint_dir is the path of a directory or a sequence of paths, not 3"),
+        ({"dirname": 3}, TypeError, "dirname is the path of a directory, not 3"),
+        ({"checkpoint_comm": "x"}, TypeError, "checkpoint_comm is an mpi4py.MPI.Intracomm, not 'x'"),
+        ({"comm": "x"}, TypeError, "comm is an mpi4py.MPI.Intracomm, not 'x'"),
+    ],
+    ids=str,
+)
 def test_bad_input_names_the_argument_and_says_what_to_do(argument, kind, words, tape):
     with pytest.raises(kind, match=words), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the current directory is taken

@@ -31,7 +31,7 @@ def decay(source):
     """The state, the one before it, and what solves an implicit step of a nonlinear decay."""
     V = source.function_space()
     u, before, v = fd.Function(V), fd.Function(V), fd.TestFunction(V)
-    F = inner(8 * (u - before) + u ** 3 - source, v) * dx
+    F = inner(8 * (u - before) + u**3 - source, v) * dx
     return u, before, fd.NonlinearVariationalSolver(fd.NonlinearVariationalProblem(F, u), solver_parameters=LU)
 
 
@@ -40,7 +40,7 @@ def steps():
 
 
 def energy(u):
-    return fd.assemble(u ** 2 * dx)
+    return fd.assemble(u**2 * dx)
 
 
 def initial_condition():
@@ -124,7 +124,7 @@ def number():
     for _ in steps():
         solver.solve()
         before.assign(u)
-        J += control ** 2 * energy(u)
+        J += control**2 * energy(u)
     return J, [control, source]
 
 
@@ -145,12 +145,20 @@ def functional_that_is_a_cofunction():
     for _ in steps():
         solver.solve()
         before.assign(u)
-    return fd.assemble(u ** 2 * v * dx), [control]
+    return fd.assemble(u**2 * v * dx), [control]
 
 
-CASES = [initial_condition, state_that_each_step_overwrites, output_of_a_block, source_as_it_is_in_one_step,
-         source_of_each_step, source_of_the_last_step, number, functional_of_one_step,
-         functional_that_is_a_cofunction]
+CASES = [
+    initial_condition,
+    state_that_each_step_overwrites,
+    output_of_a_block,
+    source_as_it_is_in_one_step,
+    source_of_each_step,
+    source_of_the_last_step,
+    number,
+    functional_of_one_step,
+    functional_that_is_a_cofunction,
+]
 
 
 def functional_of(case):
@@ -168,9 +176,14 @@ def replay(functional):
             seed = 1.0 if isinstance(value, float) else field()
             value = [value] if isinstance(value, float) else value.dat.data_ro.copy()
             parts = functional.derivative(adj_input=seed)
-            results.append(np.concatenate(
-                [value, *(array for part in parts
-                          for array in ([[part]] if isinstance(part, float) else arrays(part)))]))
+            results.append(
+                np.concatenate(
+                    [
+                        value,
+                        *(array for part in parts for array in ([[part]] if isinstance(part, float) else arrays(part))),
+                    ]
+                )
+            )
     return results
 
 
@@ -189,16 +202,18 @@ def test_gradient_is_that_of_a_bare_tape(case, schedule, tape, shared_tmp):
 
 
 @pytest.mark.parallel(3)
-@pytest.mark.parametrize("case", [state_that_each_step_overwrites, source_of_each_step, number],
-                         ids=lambda case: case.__name__)
+@pytest.mark.parametrize(
+    "case", [state_that_each_step_overwrites, source_of_each_step, number], ids=lambda case: case.__name__
+)
 def test_gradient_on_several_ranks_is_that_of_a_bare_tape(case, tape, shared_tmp):
     enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
     tape.enable_checkpointing(ON_DISK["multistage, disk"](STEPS))
     assert_same(replay(functional_of(case)), on_bare_tape(case))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case is not functional_that_is_a_cofunction],
-                         ids=lambda case: case.__name__)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case is not functional_that_is_a_cofunction], ids=lambda case: case.__name__
+)
 def test_gradient_converges(case, tape, shared_tmp):
     assert_converges(case, "mixed, disk", tape, shared_tmp)
 

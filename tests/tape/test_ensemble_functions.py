@@ -162,7 +162,10 @@ def test_gradient_is_that_of_a_bare_tape(shared_tmp, tape):
     enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
     found = value_and_gradient(SingleDiskStorageSchedule())
     pause_disk_checkpointing()
-    assert any(isinstance(checkpoint, EnsembleCheckpoint)
-               for step in tape.timesteps for checkpoint in step._checkpoint.values())
+    assert any(
+        isinstance(checkpoint, EnsembleCheckpoint)
+        for step in tape.timesteps
+        for checkpoint in step._checkpoint.values()
+    )
     with bare_tape():
         assert_same(found, value_and_gradient())

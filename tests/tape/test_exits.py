@@ -51,11 +51,13 @@ if end == "forgets":
 @pytest.fixture
 def run(run_script, tmp_path):
     """run(ranks, how it ends, cleanup, layout): the finished process and its folder."""
+
     def run(ranks, end, cleanup="cleanup", layout="own"):
         folder = tmp_path / "checkpoints"
         folder.mkdir()
         done = run_script(RUN, Path(__file__).parent, folder, cleanup, layout, end, ranks=ranks, seconds=120)
         return done, folder
+
     return run
 
 

@@ -19,8 +19,11 @@ from localckpt.adjoint import checkpointable_mesh, enable_disk_checkpointing
 
 def files_below(folder):
     """The size of every file below the folder."""
-    return {os.path.join(where, name): os.path.getsize(os.path.join(where, name))
-            for where, _, names in os.walk(folder) for name in names}
+    return {
+        os.path.join(where, name): os.path.getsize(os.path.join(where, name))
+        for where, _, names in os.walk(folder)
+        for name in names
+    }
 
 
 def open_data(folder):
@@ -209,7 +212,7 @@ def test_a_mesh_that_was_read_back_leaves_no_file(function, shared_tmp, tape):
 def test_without_cleanup_the_file_of_a_mesh_stays(shared_tmp, tape):
     enable_disk_checkpointing(dirname=str(shared_tmp), cleanup=False)
     checkpointable_mesh(fd.UnitSquareMesh(2, 2))
-    size, = meshes_below(shared_tmp)
+    (size,) = meshes_below(shared_tmp)
     assert size > 0
 
 

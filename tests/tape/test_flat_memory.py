@@ -42,16 +42,19 @@ def report(**found):
 @pytest.fixture
 def found(run_script, tmp_path, request):
     """found(code, *args, options="", seconds=120): what a script reports, run by itself: freezing is everybody's."""
+
     def run(code, *args, options="", seconds=120):
         before = ["env", f"PETSC_OPTIONS={options}"]
         result = run_script(START + code, request.path.parent, tmp_path, *args, before=before, seconds=seconds)
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout.partition("FOUND ")[2])
+
     return run
 
 
 def test_functions_that_wait_stay_few_under_every_schedule(found):
-    waiting = found("""
+    waiting = found(
+        """
 import burgers
 
 burgers.STEPS = STEPS = 16
@@ -66,8 +69,16 @@ for schedule in (None, *sys.argv[3:]):
     alive = sum(isinstance(thing, fd.Function) for thing in gc.get_objects())
     waiting[schedule or "none"] = [number - alive for number in numbers]
 report(**waiting)
-""", "all on disk", "multistage, memory and disk", "mixed, disk", "hrevolve", "two levels, disk", "revolve",
-                    "all in memory", seconds=240)
+""",
+        "all on disk",
+        "multistage, memory and disk",
+        "mixed, disk",
+        "hrevolve",
+        "two levels, disk",
+        "revolve",
+        "all in memory",
+        seconds=240,
+    )
     assert len(waiting) == 8
     assert max(max(numbers) for numbers in waiting.values()) < 150, waiting  # left alone: hundreds after each sweep
 
@@ -86,7 +97,8 @@ report(counts=counts)
 
 @pytest.mark.parametrize("switch", ["option", "gc.disable"])
 def test_collector_is_left_alone_where_it_is_switched_off(found, switch):
-    seen = found("""
+    seen = found(
+        """
 if sys.argv[3] == "gc.disable":
     gc.disable()
 full = []
@@ -95,7 +107,10 @@ for _ in range(2):
     functional = recorded()
     iterate(functional)
 report(collected=[name for name in full if name.startswith("localckpt")], frozen=frozen(), enabled=gc.isenabled())
-""", switch, options="-localckpt_collect 0" if switch == "option" else "")
+""",
+        switch,
+        options="-localckpt_collect 0" if switch == "option" else "",
+    )
     assert seen["frozen"] < 1000 and not seen["collected"]
     assert seen["enabled"] == (switch == "option")
 
@@ -175,7 +190,8 @@ report(frozen=frozen())
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_what_a_script_has_frozen_itself_stays_frozen(found, when):
-    seen = found("""
+    seen = found(
+        """
 class Mine:
     pass
 
@@ -200,12 +216,15 @@ del functional
 set_working_tape()
 gc.collect()
 report(there=mine() is not None, frozen=frozen())
-""", when)
+""",
+        when,
+    )
     assert seen["there"] and seen["frozen"] > 1000
 
 
 def test_hundred_tapes_hold_no_more_than_a_few(found):
-    seen = found("""
+    seen = found(
+        """
 V = fd.FunctionSpace(square(), "CG", 1)
 
 
@@ -234,7 +253,9 @@ for _ in range(100):
 gc.unfreeze()
 gc.collect()
 report(held=held, functions=sum(isinstance(thing, fd.Function) for thing in gc.get_objects()))
-""", seconds=240)
+""",
+        seconds=240,
+    )
     descriptors, directories, waiting = zip(*seen["held"])
     assert max(descriptors) <= descriptors[0] + 8 and max(directories) <= 4
     assert max(waiting[10:]) <= max(waiting[:10]) + 50 and seen["functions"] < 100, seen

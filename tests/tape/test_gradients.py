@@ -34,6 +34,7 @@ LAYOUTS = {
     "one file": lambda folder: {"checkpoint_comm": MPI.COMM_WORLD, "checkpoint_dir": folder},
 }
 
+
 @pytest.mark.parallel([1, 2, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_gives_the_gradient_of_a_bare_tape(layout, shared_tmp):

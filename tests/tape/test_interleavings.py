@@ -50,8 +50,9 @@ def machine(spaces, **arguments):
         def save(self, space, seed, stale):
             f = fd.Function(spaces[space])
             for i, dat in enumerate(f.dat):
-                dat.data_wo[...] = np.random.default_rng([seed, i, 0 if dat.data_ro.size == 1 else WORLD.rank + 1]
-                                                         ).random(dat.data_ro.shape)
+                dat.data_wo[...] = np.random.default_rng(
+                    [seed, i, 0 if dat.data_ro.size == 1 else WORLD.rank + 1]
+                ).random(dat.data_ro.shape)
                 if not stale:
                     dat.data_ro_with_halos  # noqa: B018  (exchanges them)
             expected = owned(f), [dat.halo_valid for dat in f.dat], f.name(), f.count()
@@ -112,8 +113,14 @@ def machine(spaces, **arguments):
             gc.collect()
 
         def check_restored(self):
-            agree(all((array == wanted).all() for f, expected in self.restored.values()
-                      for array, wanted in zip(owned(f), expected)), "held")
+            agree(
+                all(
+                    (array == wanted).all()
+                    for f, expected in self.restored.values()
+                    for array, wanted in zip(owned(f), expected)
+                ),
+                "held",
+            )
 
         def teardown(self):
             for saved, expected in self.saved.values():
@@ -131,5 +138,12 @@ def machine(spaces, **arguments):
 def test_functions_are_what_a_dictionary_says(shared_tmp, spaces, comm, engine, cleanup):
     run_state_machine_as_test(
         machine(spaces, checkpoint_comm=comm, checkpoint_dir=str(shared_tmp), engine=engine, cleanup=cleanup),
-        settings=settings(max_examples=8, stateful_step_count=25, deadline=None, derandomize=True, database=None,
-                          suppress_health_check=list(HealthCheck)))
+        settings=settings(
+            max_examples=8,
+            stateful_step_count=25,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -65,10 +65,12 @@ print("LIVE", json.dumps(counts))
 @pytest.fixture
 def live_dats(run_script, tmp_path):
     """live_dats(steps): numbers of live Dats, all and of coordinates, after sweeps of so many steps."""
+
     def run(steps):
         result = run_script(SCRIPT, steps, tmp_path, seconds=120)
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout.partition("LIVE ")[2])
+
     return run
 
 
@@ -139,7 +141,8 @@ def test_mesh_that_moves_on_some_ranks_only_leaves_all_with_the_same_names(tape,
     functional, control = moving_mesh_functional(12, lambda x, y: (fd.conditional(x + y > 1.95, 0.01, 0.0), 0))
     replay(functional, control)
     everywhere = MPI.COMM_WORLD.allgather(
-        (bool(control.dat.data_ro_with_halos.any()), fd.Function(control.function_space()).name()))
+        (bool(control.dat.data_ro_with_halos.any()), fd.Function(control.function_space()).name())
+    )
     (one_moves, one), (other_moves, other) = everywhere
     assert one_moves != other_moves and one == other, everywhere
 
@@ -171,8 +174,11 @@ def test_coordinates_that_cannot_be_read_leave_the_mesh_as_it_is(tape, shared_tm
     with stop_annotating():
         mesh.coordinates.assign(2 * mesh.coordinates)
     mine = mesh.coordinates.dat.data_ro_with_halos.copy()
-    os.pwrite(seam.checkpointer()._functions.store._engine.file.descriptor.fileno(), b"?" * 8,
-              saved._values.rows[0].row.offset)
+    os.pwrite(
+        seam.checkpointer()._functions.store._engine.file.descriptor.fileno(),
+        b"?" * 8,
+        saved._values.rows[0].row.offset,
+    )
     with pytest.raises(ChecksumMismatch):
         saved.restore_to(mesh)
     np.testing.assert_array_equal(mesh.coordinates.dat.data_ro_with_halos, mine)

@@ -107,23 +107,31 @@ def run_counted(tmp_path, run_script):
         before = ["mpiexec", "-n", "3", "env", f"LD_PRELOAD={library}"]
         result = run_script(SCRIPT + code, *args, before=before, seconds=90)
         assert result.returncode == 0, result.stderr
+
     return run
 
 
 def test_file_per_rank_makes_no_message(run_counted, tmp_path):
-    run_counted(SHIM_WORKS + """
+    run_counted(
+        SHIM_WORKS
+        + """
 enable_disk_checkpointing(checkpoint_dir=sys.argv[1])
 found = save_and_restore(1)
 assert not found, found
-""", tmp_path)
+""",
+        tmp_path,
+    )
 
 
 def test_file_of_two_ranks_reaches_no_third(run_counted, tmp_path):
-    run_counted("""
+    run_counted(
+        """
 pair = comm.Split(comm.rank // 2)
 for engine in ("direct", "viewer"):
     get_working_tape()._package_data.clear()
     enable_disk_checkpointing(checkpoint_comm=pair, checkpoint_dir=sys.argv[1], engine=engine)
     found = save_and_restore(2)
     assert not found, (engine, found)
-""", tmp_path)
+""",
+        tmp_path,
+    )

@@ -16,8 +16,11 @@ import localckpt.adjoint
 from localckpt import TemporaryFunctionCheckpointFile, seam
 from localckpt.adjoint import DiskCheckpointer, LocalCheckpoint, enable_disk_checkpointing
 
-COMMON = [name for name in dir(firedrakes.DiskCheckpointer)
-          if callable(getattr(firedrakes.DiskCheckpointer, name)) and not name.startswith("_")]
+COMMON = [
+    name
+    for name in dir(firedrakes.DiskCheckpointer)
+    if callable(getattr(firedrakes.DiskCheckpointer, name)) and not name.startswith("_")
+]
 
 
 @pytest.fixture
@@ -42,8 +45,11 @@ def test_checkpointable_mesh_has_firedrakes_signature():
 def without_additions(function):
     """The signature less what is keyword-only, as all that localckpt adds is."""
     signature = inspect.signature(function)
-    return signature.replace(parameters=[parameter for parameter in signature.parameters.values()
-                                         if parameter.kind != parameter.KEYWORD_ONLY])
+    return signature.replace(
+        parameters=[
+            parameter for parameter in signature.parameters.values() if parameter.kind != parameter.KEYWORD_ONLY
+        ]
+    )
 
 
 def test_signature_of_enable_is_firedrakes():
@@ -53,16 +59,16 @@ def test_signature_of_enable_is_firedrakes():
 
 @pytest.mark.parametrize("name", ["__init__", *COMMON])
 def test_signature_of_checkpointer_method_is_firedrakes(name, detached):
-    ours, theirs = (without_additions(getattr(cls, name))
-                    for cls in (DiskCheckpointer, firedrakes.DiskCheckpointer))
+    ours, theirs = (without_additions(getattr(cls, name)) for cls in (DiskCheckpointer, firedrakes.DiskCheckpointer))
     assert ours == theirs
 
 
-@pytest.mark.parametrize(
-    "name", ["__init__", "__enter__", "__exit__", "save_function", "load_function", "close"])
+@pytest.mark.parametrize("name", ["__init__", "__enter__", "__exit__", "save_function", "load_function", "close"])
 def test_signature_of_file_method_is_firedrakes(name):
-    ours, theirs = (inspect.signature(getattr(cls, name)) for cls in (
-        TemporaryFunctionCheckpointFile, firedrake.checkpointing.TemporaryFunctionCheckpointFile))
+    ours, theirs = (
+        inspect.signature(getattr(cls, name))
+        for cls in (TemporaryFunctionCheckpointFile, firedrake.checkpointing.TemporaryFunctionCheckpointFile)
+    )
     assert ours == theirs
 
 

@@ -81,13 +81,21 @@ def start_nodes(tmp_path):
     def start(ranks):
         command = 'mount -t tmpfs -o size=64m none "$0" && hostname "$1" && echo there && exec cat'
         for number in range(len(ranks)):
-            holders.append(subprocess.Popen(
-                ["unshare", "--mount", "--uts", "sh", "-c", command, disk, f"node{number}"], text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+            holders.append(
+                subprocess.Popen(
+                    ["unshare", "--mount", "--uts", "sh", "-c", command, disk, f"node{number}"],
+                    text=True,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
+            )
             if holders[-1].stdout.readline() != "there\n":
                 pytest.skip(f"no namespaces for simulated nodes here: {holders[-1].stderr.read().strip()}")
         of_ranks = [str(holder.pid) for holder, n in zip(holders, ranks) for _ in range(n)]
-        enter = f'of=({" ".join(of_ranks)}); ' 'exec nsenter -m -u -w -t ${of[${OMPI_COMM_WORLD_RANK:-$PMI_RANK}]} "$@"'
+        enter = (
+            f'of=({" ".join(of_ranks)}); exec nsenter -m -u -w -t ${{of[${{OMPI_COMM_WORLD_RANK:-$PMI_RANK}}]}} "$@"'
+        )
         return disk, ["mpiexec", "-n", str(len(of_ranks)), "bash", "-c", enter, "-"]
 
     yield start
@@ -117,27 +125,35 @@ def outcomes(request, known, start_nodes, run_script, tmp_path):
 def test_node_comm_is_of_the_ranks_of_a_node(outcomes):
     found, nodes = outcomes
     assert [[host, size, rank] for host, size, rank, _ in found["nodes"]] == [
-        [f"node{number}", size, rank] for number, size in enumerate(nodes) for rank in range(size)]
+        [f"node{number}", size, rank] for number, size in enumerate(nodes) for rank in range(size)
+    ]
 
 
 def test_node_comm_of_two_ranks_leaves_the_last_one_alone(outcomes):
     found, nodes = outcomes
     assert [pair for *_, pair in found["nodes"]] == [
-        min(2, size - rank//2*2) for size in nodes for rank in range(size)]
+        min(2, size - rank // 2 * 2) for size in nodes for rank in range(size)
+    ]
 
 
-@pytest.mark.parametrize("layout, files", [
-    ("a file per rank", lambda ranks: ranks),
-    ("a file per node", lambda ranks: 1),
-    ("a file per pair", lambda ranks: (ranks + 1)//2),
-    ("a file per pair, viewer", lambda ranks: (ranks + 1)//2)])
+@pytest.mark.parametrize(
+    "layout, files",
+    [
+        ("a file per rank", lambda ranks: ranks),
+        ("a file per node", lambda ranks: 1),
+        ("a file per pair", lambda ranks: (ranks + 1) // 2),
+        ("a file per pair, viewer", lambda ranks: (ranks + 1) // 2),
+    ],
+)
 def test_layout_has_its_files_on_the_disk_of_each_node(outcomes, layout, files):
     found, nodes = outcomes
     assert [result[0] for result, _ in found[layout]] == [files(size) for size in nodes for _ in range(size)]
 
 
-@pytest.mark.parametrize("layout", ["a file per rank", "a file per node", "a file per pair", "a file per pair, viewer",
-                                    "shared", "shared in the end"])
+@pytest.mark.parametrize(
+    "layout",
+    ["a file per rank", "a file per node", "a file per pair", "a file per pair, viewer", "shared", "shared in the end"],
+)
 def test_layout_gives_the_gradient_of_a_bare_tape(outcomes, layout):
     found, _ = outcomes
     assert max(off for (_, _, off), _ in found[layout]) < 1e-9

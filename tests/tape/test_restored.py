@@ -39,5 +39,4 @@ def test_restoring_twice_makes_two_functions(saved):
 
 def test_checkpoint_knows_name_count_and_mesh(saved):
     f, checkpoint = saved
-    assert (checkpoint.name, checkpoint.count, checkpoint.mesh) == (
-        f.name(), f.count(), f.function_space().mesh())
+    assert (checkpoint.name, checkpoint.count, checkpoint.mesh) == (f.name(), f.count(), f.function_space().mesh())

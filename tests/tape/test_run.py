@@ -48,8 +48,14 @@ print("FACTS", json.dumps(facts), flush=True)
 
 def run(folder, *arguments):
     """The finished process and what the script found out."""
-    done = subprocess.run([sys.executable, "-m", "localckpt", "run", *map(str, arguments)], cwd=folder,
-                          env=dict(os.environ), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "localckpt", "run", *map(str, arguments)],
+        cwd=folder,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     facts = [line for line in done.stdout.splitlines() if line.startswith("FACTS ")]
     return done, json.loads(facts[0].removeprefix("FACTS ")) if facts else {}
 
@@ -142,14 +148,25 @@ def test_modules_exception_ends_the_run_with_its_traceback(module):
 
 @pytest.mark.parametrize("arguments", [[], ["run"], ["walk"]], ids=" ".join)
 def test_a_command_line_without_a_target_says_how_to_use_it(arguments, tmp_path):
-    done = subprocess.run([sys.executable, "-m", "localckpt", *arguments], cwd=tmp_path,
-                          env=dict(os.environ), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "localckpt", *arguments],
+        cwd=tmp_path,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 2 and done.stderr.startswith("usage: python -m localckpt")
 
 
-@pytest.mark.parametrize("arguments, status, sentence", [
-    (["not_there.py"], 2, "can't open file '{}/not_there.py': [Errno 2] No such file or directory"),
-    (["-m", "not_there.at_all"], 1, "No module named not_there")], ids=["script", "module"])
+@pytest.mark.parametrize(
+    "arguments, status, sentence",
+    [
+        (["not_there.py"], 2, "can't open file '{}/not_there.py': [Errno 2] No such file or directory"),
+        (["-m", "not_there.at_all"], 1, "No module named not_there"),
+    ],
+    ids=["script", "module"],
+)
 def test_a_missing_target_is_one_sentence_with_pythons_exit_status(arguments, status, sentence, tmp_path):
     python = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, timeout=60)
     done, _ = run(tmp_path, *arguments)

@@ -12,8 +12,13 @@ from mpi4py import MPI
 from localckpt import seam
 from localckpt.adjoint import DiskCheckpointer, LocalCheckpoint, enable_disk_checkpointing
 
-OWNERS = (firedrakes, firedrakes.CheckpointFunction, firedrakes.DiskCheckpointer, MeshGeometryMixin,
-          EnsembleFunctionMixin)
+OWNERS = (
+    firedrakes,
+    firedrakes.CheckpointFunction,
+    firedrakes.DiskCheckpointer,
+    MeshGeometryMixin,
+    EnsembleFunctionMixin,
+)
 
 
 @pytest.fixture
@@ -116,9 +121,12 @@ def test_nothing_is_attached_where_a_name_is_gone(original, monkeypatch):
 
 
 def test_importing_localckpt_names_what_is_gone(run_script):
-    done = run_script("""
+    done = run_script(
+        """
 from firedrake.adjoint_utils import checkpointing
 del checkpointing.CheckpointFunction
 import localckpt.adjoint
-""", seconds=120)
+""",
+        seconds=120,
+    )
     assert "ImportError: Firedrake" in done.stderr

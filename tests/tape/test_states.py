@@ -29,7 +29,7 @@ def decay(c):
     V = c.function_space()
     u, v = fd.Function(V), fd.TestFunction(V)
     before = fd.Function(V)
-    F = inner(8 * (u - before) + u ** 3 - c, v) * dx
+    F = inner(8 * (u - before) + u**3 - c, v) * dx
     problem = fd.NonlinearVariationalProblem(F, u)
     return u, before, fd.NonlinearVariationalSolver(problem, solver_parameters=LU)
 
@@ -55,14 +55,19 @@ def mixed_state(mesh):
     w, before, (s, q) = fd.Function(W, name="w"), fd.Function(W), fd.TestFunctions(W)
     velocity, pressure = fd.split(w)
     v0, p0 = fd.split(before)
-    F = (dot(velocity - v0, s) - 0.1 * pressure * fd.div(s)
-         + (pressure - p0) * q + 0.1 * c * fd.div(velocity) * q + 0.1 * (pressure ** 2 - c) * q) * dx
+    F = (
+        dot(velocity - v0, s)
+        - 0.1 * pressure * fd.div(s)
+        + (pressure - p0) * q
+        + 0.1 * c * fd.div(velocity) * q
+        + 0.1 * (pressure**2 - c) * q
+    ) * dx
     solver = fd.NonlinearVariationalSolver(fd.NonlinearVariationalProblem(F, w), solver_parameters=LU)
     J = 0.0
     for _ in steps():
         solver.solve()
         before.assign(w)
-        J += fd.assemble((dot(velocity, velocity) + pressure ** 2) * dx)
+        J += fd.assemble((dot(velocity, velocity) + pressure**2) * dx)
     return J, [c]
 
 
@@ -107,7 +112,7 @@ def two_meshes_of_one_name(mesh):
         u0.assign(u)
         second.solve()
         w0.assign(w)
-        J += fd.assemble(u * u * dx) * fd.assemble(w ** 4 * dx)
+        J += fd.assemble(u * u * dx) * fd.assemble(w**4 * dx)
     return J, [c, d]
 
 
@@ -134,8 +139,9 @@ def replay(functional):
     with stop_annotating():
         for scale in (1.2, 0.8):
             value = functional([c.control._ad_mul(scale) for c in functional.controls])
-            results.append(np.concatenate(
-                [[value], *(array for part in functional.derivative() for array in arrays(part))]))
+            results.append(
+                np.concatenate([[value], *(array for part in functional.derivative() for array in arrays(part))])
+            )
     return results
 
 

@@ -39,8 +39,9 @@ def on_localckpt(folder):
 def on_firedrake(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it is not localckpt's
-        firedrakes.enable_disk_checkpointing(dirname=str(folder), checkpoint_comm=MPI.COMM_SELF,
-                                             checkpoint_dir=str(folder))
+        firedrakes.enable_disk_checkpointing(
+            dirname=str(folder), checkpoint_comm=MPI.COMM_SELF, checkpoint_dir=str(folder)
+        )
     return record(SingleDiskStorageSchedule())
 
 
@@ -99,8 +100,13 @@ def test_each_tape_keeps_the_checkpoints_of_its_own_checkpointer(both):
 def test_two_tapes_of_localckpt_do_not_mix_their_checkpoints(shared_tmp):
     first, second = (on_a_tape(on_localckpt, shared_tmp) for _ in range(2))
     values = evaluate(first, SCALES[0]), evaluate(second, SCALES[1])
-    assert_same([np.concatenate([[value], *arrays(functional.derivative())])
-                 for value, functional in zip(values, (first, second), strict=True)], reference())
+    assert_same(
+        [
+            np.concatenate([[value], *arrays(functional.derivative())])
+            for value, functional in zip(values, (first, second), strict=True)
+        ],
+        reference(),
+    )
 
 
 def test_a_bare_tape_beside_ours_stays_in_memory(shared_tmp):

@@ -19,11 +19,13 @@ from localckpt import tools
 @pytest.fixture
 def missing(tmp_path):
     """missing(name): an environment in which that package cannot be imported."""
+
     def hide(name):
         folder = tmp_path / "hidden"
         folder.mkdir(exist_ok=True)
         (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')\n")
         return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+
     return hide
 
 
@@ -31,9 +33,14 @@ def run(*arguments, ranks=0, limits=(), **variables):
     command = [sys.executable, "-m", "localckpt", *map(str, arguments)]
     if ranks:
         command = ["mpiexec", "-n", str(ranks), *command]
-    return subprocess.run(command, env={**os.environ, "MPIEXEC_TIMEOUT": "60", **variables}, text=True, timeout=90,
-                          capture_output=True,
-                          preexec_fn=lambda: [resource.setrlimit(which, (most, most)) for which, most in limits])
+    return subprocess.run(
+        command,
+        env={**os.environ, "MPIEXEC_TIMEOUT": "60", **variables},
+        text=True,
+        timeout=90,
+        capture_output=True,
+        preexec_fn=lambda: [resource.setrlimit(which, (most, most)) for which, most in limits],
+    )
 
 
 def findings(done):
@@ -42,6 +49,7 @@ def findings(done):
 
 
 # ------------------------------------------------------------------------------ doctor
+
 
 def test_doctor_says_what_is_installed():
     done = run("doctor", "--json")
@@ -55,7 +63,7 @@ def test_doctor_says_what_is_installed():
 
 def test_doctor_works_without_firedrake(missing):
     done = run("doctor", **missing("firedrake"))
-    line, = (line for line in done.stdout.splitlines() if "Firedrake" in line)
+    (line,) = (line for line in done.stdout.splitlines() if "Firedrake" in line)
     assert done.returncode == 0 and line.split() == ["note", "Firedrake", "not", "installed"]
     assert "VecFile" in done.stdout and done.stderr == ""
 
@@ -72,8 +80,15 @@ def test_doctor_says_what_is_missing(missing, name):
 def test_doctor_looks_at_the_folders_that_options_name(missing, tmp_path):
     (tmp_path / "here").mkdir()
     (tmp_path / "too").mkdir()
-    done = run("doctor", "--json", "--dir", tmp_path / "too", **missing("firedrake"),
-               PETSC_OPTIONS="-localckpt_dir $SCRATCH/here", SCRATCH=str(tmp_path))
+    done = run(
+        "doctor",
+        "--json",
+        "--dir",
+        tmp_path / "too",
+        **missing("firedrake"),
+        PETSC_OPTIONS="-localckpt_dir $SCRATCH/here",
+        SCRATCH=str(tmp_path),
+    )
     found = findings(done)
     assert found[str(tmp_path / "here")]["said"].startswith("checkpoints go here")
     assert found[str(tmp_path / "too")]["said"].split(",")[0] in found[str(tmp_path / "here")]["said"]
@@ -98,8 +113,13 @@ def test_doctor_fails_if_the_limit_of_folders_cannot_be_understood(missing):
 
 
 def test_doctor_finds_the_limits_of_processes_and_jobs(missing):
-    done = run("doctor", "--json", **missing("firedrake"), PBS_NCI_JOBFS="10GB",
-               limits=[(resource.RLIMIT_NOFILE, 100), (resource.RLIMIT_FSIZE, 10**8)])
+    done = run(
+        "doctor",
+        "--json",
+        **missing("firedrake"),
+        PBS_NCI_JOBFS="10GB",
+        limits=[(resource.RLIMIT_NOFILE, 100), (resource.RLIMIT_FSIZE, 10**8)],
+    )
     found = findings(done)
     assert done.returncode == 0
     assert "100 open files" in found["RLIMIT_NOFILE"]["said"] and "ulimit -n" in found["RLIMIT_NOFILE"]["todo"]
@@ -115,15 +135,19 @@ def test_one_rank_prints_for_all(missing):
 V1, V2 = ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")
 
 
-@pytest.mark.parametrize("cgroup, mount, names, groups, expected", [
-    ("0::/job/step", "", V2, {"job": ("8000", 70), "job/step": ("max", 60)}, (8000, 70)),
-    ("0::/job/step", "", V2, {"job": ("8000", 70), "job/step": ("500", 60)}, (500, 60)),
-    ("0::/", "", V2, {"": ("3000", 1)}, (3000, 1)),
-    ("0::/job", "", V2, {"job": ("max", 60)}, None),
-    ("5:memory:/slurm/job\n0::/", "memory", V1, {"slurm/job": ("900", 8), "": (str(2**63 - 4096), 9)}, (900, 8)),
-    ("5:cpu,memory:/docker/long/name", "memory", V1, {"": ("900", 8)}, (900, 8)),
-    ("5:cpuset:/slurm/job", "memory", V1, {"slurm/job": ("900", 8)}, None),
-], ids=["v2, of a parent", "v2, its own", "v2, in a container", "v2, none", "v1", "v1, in a container", "v1, none"])
+@pytest.mark.parametrize(
+    "cgroup, mount, names, groups, expected",
+    [
+        ("0::/job/step", "", V2, {"job": ("8000", 70), "job/step": ("max", 60)}, (8000, 70)),
+        ("0::/job/step", "", V2, {"job": ("8000", 70), "job/step": ("500", 60)}, (500, 60)),
+        ("0::/", "", V2, {"": ("3000", 1)}, (3000, 1)),
+        ("0::/job", "", V2, {"job": ("max", 60)}, None),
+        ("5:memory:/slurm/job\n0::/", "memory", V1, {"slurm/job": ("900", 8), "": (str(2**63 - 4096), 9)}, (900, 8)),
+        ("5:cpu,memory:/docker/long/name", "memory", V1, {"": ("900", 8)}, (900, 8)),
+        ("5:cpuset:/slurm/job", "memory", V1, {"slurm/job": ("900", 8)}, None),
+    ],
+    ids=["v2, of a parent", "v2, its own", "v2, in a container", "v2, none", "v1", "v1, in a container", "v1, none"],
+)
 def test_memory_cgroups(tmp_path, cgroup, mount, names, groups, expected):
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "proc" / "self" / "cgroup").write_text(cgroup + "\n")
@@ -137,6 +161,7 @@ def test_memory_cgroups(tmp_path, cgroup, mount, names, groups, expected):
 
 # ------------------------------------------------------------------------------ bench
 
+
 def test_bench_measures_a_folder_and_leaves_nothing(tmp_path):
     (tmp_path / "disk").mkdir()
     done = run("bench", "--seconds", 0.5, "--timestep", 10, "--dir", tmp_path / "disk", "--json")
@@ -145,10 +170,17 @@ def test_bench_measures_a_folder_and_leaves_nothing(tmp_path):
     assert done.returncode == 0 and all(seconds > 0 for seconds in times.values())
     for size in 8_000, 32_000_000:
         assert {what for what, nbytes in times if nbytes == size} >= {
-            "save, direct engine", "restore, direct engine", "save, viewer engine", "restore, viewer engine",
-            "pwrite", "pread", "memcpy"}
+            "save, direct engine",
+            "restore, direct engine",
+            "save, viewer engine",
+            "restore, viewer engine",
+            "pwrite",
+            "pread",
+            "memcpy",
+        }
     assert times["a timestep stored", 10**7] == pytest.approx(
-        times[f"save, {'viewer' if result['filesystem'].startswith('nfs') else 'direct'} engine", 32_000_000] / 3.2)
+        times[f"save, {'viewer' if result['filesystem'].startswith('nfs') else 'direct'} engine", 32_000_000] / 3.2
+    )
     assert os.listdir(tmp_path / "disk") == []
 
 
@@ -170,14 +202,16 @@ def test_bench_says_once_what_is_wrong_with_a_limit(ranks):
 
 # ------------------------------------------------------------------------------ the command line
 
+
 @pytest.mark.parametrize("command", ["run", "bench", "doctor", "clean"])
 def test_help_says_what_the_exit_status_means(command):
     done = run(command, "--help")
     assert done.returncode == 0 and "Exit status" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["bench", "--timestep", "0"], ["bench", "--seconds", "soon"],
-                                       ["doctor", "--loud"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["bench", "--timestep", "0"], ["bench", "--seconds", "soon"], ["doctor", "--loud"]], ids=" ".join
+)
 def test_what_is_not_understood_is_status_2(arguments):
     done = run(*arguments)
     assert done.returncode == 2 and done.stderr.startswith("usage: python -m localckpt")
