@@ -118,8 +118,8 @@ sanitize:
 	preload="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)"
 	cd build/sanitize
 	PYTHONPATH=$$PWD/lib LD_PRELOAD="$$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	    "$$python" -P -m pytest ../../tests/below ../../tests/above -m 'parallel[1]' -p no:cacheprovider \
-	    --ignore ../../tests/below/test_damage.py
+	    "$$python" -P -m pytest ../../tests/core ../../tests/storage -m 'parallel[1]' -p no:cacheprovider \
+	    --ignore ../../tests/core/test_damage.py
 
 # Firedrake's tests of checkpointing as they are in CHECKOUT: without localckpt, then on it with each engine.
 # PETSc's log (-log_view) counts what localckpt stored and read on the busiest rank.

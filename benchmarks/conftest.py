@@ -20,7 +20,7 @@ import psutil
 import pytest
 from mpi4py import MPI
 
-from localckpt.places import Place
+from localckpt.storage.directories import Place
 
 WORLD = MPI.COMM_WORLD
 HERE = os.path.dirname(os.path.abspath(__file__))

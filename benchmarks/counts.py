@@ -4,7 +4,7 @@
     python benchmarks/counts.py --predict      # the formulas, for 100 to 100,000 ranks
 
 Counting needs strace, mpicc and mpiexec: system calls on everything below the checkpoints' folder are traced,
-MPI calls are counted by tests/tape/count_messages.c. Exit status: 1 where counts and formulas differ by more
+MPI calls are counted by tests/adjoint/count_messages.c. Exit status: 1 where counts and formulas differ by more
 than 5 percent.
 """
 
@@ -60,7 +60,7 @@ def growths(saves):
     """How often the direct engine adds rows to a file, for so many saves of new arrays of one space."""
     rows = n = 0
     while rows < saves:
-        rows += min(max(4, rows // 4), 250)  # localckpt.engines.more
+        rows += min(max(4, rows // 4), 250)  # localckpt.storage.engines.more
         n += 1
     return n
 
@@ -205,7 +205,7 @@ def count(ranks):
         folder, shim = Path(scratch, "checkpoints"), Path(scratch, "shim.so")
         folder.mkdir()
         subprocess.run(
-            ["mpicc", "-shared", "-fPIC", "-o", shim, HERE.parent / "tests/tape/count_messages.c"], check=True
+            ["mpicc", "-shared", "-fPIC", "-o", shim, HERE.parent / "tests/adjoint/count_messages.c"], check=True
         )
         trace = "%file,fstat,fstatfs,flock,fsync,fdatasync,ftruncate,fallocate"
         strace = (

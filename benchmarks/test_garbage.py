@@ -75,7 +75,7 @@ def compare(cells, steps, folder):
     from firedrake.adjoint import get_working_tape
     from petsc4py import PETSc
 
-    from localckpt import garbage
+    from localckpt.adjoint import garbage
 
     iteration = prepare("localckpt", int(cells), int(steps), folder)
     checkpointer = get_working_tape()._package_data["firedrake"]

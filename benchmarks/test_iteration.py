@@ -21,7 +21,7 @@ from conftest import race
 from mpi4py import MPI
 from problems import CONTESTANTS, advection, inside, square
 
-from localckpt.store import Store
+from localckpt.storage.store import Store
 
 PROBLEMS = {  # cells along each side, steps, contestants
     "burgers, 8k dofs (the demo)": (flows.burgers, 32, 10, CONTESTANTS[1:]),

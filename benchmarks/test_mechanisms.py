@@ -16,10 +16,9 @@ import pytest
 from conftest import race
 from problems import advection, inside, square
 
-from localckpt import store
 from localckpt.functions import SavedFunction
-from localckpt.store import Store
-from localckpt.templates import Template
+from localckpt.storage import store
+from localckpt.storage.store import Store
 
 PROBLEMS = {"advection, 60k dofs": 100, "advection, 540k dofs": 300}  # cells along each side
 STEPS = 20
@@ -54,10 +53,6 @@ def stale(saved, load=SavedFunction.load):
     return function
 
 
-def useless(template, *args):
-    template.useful = False
-
-
 numbers = itertools.count()
 WITHOUT = {
     "all": contextlib.nullcontext,
@@ -69,7 +64,6 @@ WITHOUT = {
         patched, store, RECENT=inf, xxh3_128_digest=lambda array: next(numbers)
     ),
     "halos exchanged after a restore": partial(patched, SavedFunction, load=stale),
-    "Functions made by their constructor": partial(patched, Template, __init__=useless),
     "arrays in memory": partial(
         patched,
         Store,

@@ -29,7 +29,7 @@ import numpy as np  # noqa: E402
 from checkpoint_schedules import StorageType  # noqa: E402
 from petsc4py import PETSc  # noqa: E402
 
-from localckpt.store import Store  # noqa: E402
+from localckpt.storage.store import Store  # noqa: E402
 
 
 class Heat:

@@ -22,36 +22,36 @@ if find_spec("localckpt._petsc") is None:
 
 if TYPE_CHECKING:
     from localckpt._errors import (
-        CheckpointError,
-        ChecksumMismatch,
-        ClosedFile,
-        FileExists,
-        FileNotFound,
-        LayoutMismatch,
-        NoAccess,
-        NotHDF5,
+        ChecksumError,
+        ClosedFileError,
+        ExistingFileError,
+        FileAccessError,
+        LayoutError,
+        LostCheckpointError,
+        MissingDatasetError,
+        MissingFileError,
+        NotHDF5Error,
         StorageError,
         TransferError,
-        UnknownDataset,
     )
     from localckpt._vecfile import VecFile
     from localckpt.functions import TemporaryFunctionCheckpointFile as TemporaryFunctionCheckpointFile
-    from localckpt.places import node_comm
+    from localckpt.storage.nodes import node_comm
 
     __version__: str
 
 __all__ = [
-    "CheckpointError",
-    "ChecksumMismatch",
-    "ClosedFile",
-    "FileExists",
-    "FileNotFound",
-    "LayoutMismatch",
-    "NoAccess",
-    "NotHDF5",
+    "LostCheckpointError",
+    "ChecksumError",
+    "ClosedFileError",
+    "ExistingFileError",
+    "MissingFileError",
+    "LayoutError",
+    "FileAccessError",
+    "NotHDF5Error",
     "StorageError",
     "TransferError",
-    "UnknownDataset",
+    "MissingDatasetError",
     "VecFile",
     "node_comm",
 ]  # what needs no Firedrake
@@ -59,7 +59,7 @@ __all__ = [
 _home = {
     "VecFile": "localckpt._vecfile",
     "TemporaryFunctionCheckpointFile": "localckpt.functions",
-    "node_comm": "localckpt.places",
+    "node_comm": "localckpt.storage.nodes",
 }
 
 

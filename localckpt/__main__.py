@@ -9,7 +9,8 @@ from dataclasses import asdict
 from importlib.util import find_spec
 
 import localckpt
-from localckpt import leftovers, tools
+from localckpt.commands import doctor as tools
+from localckpt.storage import run_directories
 
 
 def run(target, arguments, module):
@@ -18,9 +19,10 @@ def run(target, arguments, module):
     sys.argv = [target, *arguments]  # PETSc reads its options from here
     sys.path[0] = os.getcwd() if module else os.path.dirname(os.path.abspath(target))
     refuse_missing(target, module)
-    from localckpt import adjoint, seam
+    from localckpt import adjoint
+    from localckpt.adjoint import patches
 
-    seam.install(adjoint.DiskCheckpointer, adjoint.LocalCheckpoint, everywhere=True)
+    patches.install(adjoint.DiskCheckpointer, adjoint.LocalCheckpoint, everywhere=True)
     if module:
         runpy.run_module(target, run_name="__main__", alter_sys=True)
     else:
@@ -46,8 +48,8 @@ def refuse_missing(target, module):
 
 def clean(folders, really, as_json):
     """List what runs have left in these folders, and remove what nobody needs."""
-    found = [folder for parent in folders for folder in leftovers.find(parent)]
-    removed = leftovers.remove_dead(found) if really else []
+    found = [folder for parent in folders for folder in run_directories.find(parent)]
+    removed = run_directories.remove_dead(found) if really else []
     left = [folder for folder in found if really and not folder.why and folder not in removed]
     if as_json:
         print(json.dumps([asdict(folder) | {"removed": folder in removed} for folder in found], indent=4))
@@ -140,7 +142,7 @@ def main(argv=None):
         nargs="*",
         type=directory,
         metavar="folder",
-        default=[*leftovers.usual(), os.getcwd()],
+        default=[*run_directories.usual(), os.getcwd()],
         help="where to look (default: %(default)s)",
     )
     command.add_argument("--yes", action="store_true", help="remove them; without it they are only listed")

@@ -20,10 +20,9 @@ from xxhash import xxh3_128_digest
 
 from localckpt import _petsc  # noqa: F401  (before what would not load with another PETSc)
 from localckpt._collective import interrupts_held, raise_everywhere
-from localckpt._errors import CheckpointError, StorageError, TransferError
+from localckpt._errors import LostCheckpointError, StorageError, TransferError
 from localckpt._vecfile import VecFile
-from localckpt.places import check_ranks
-from localckpt.templates import Template
+from localckpt.storage.nodes import check_ranks
 
 SCALAR = np.dtype(ScalarType)
 
@@ -131,20 +130,15 @@ class SavedFunction:
         -------
         firedrake.Function or firedrake.Cofunction
         """
-        arrays = self._arrays()
-        if self.cls is Function and self.dtype == SCALAR and self.name:
-            template = Template.of(self.function_space, arrays[0])
-            if template.useful:
-                return template.function(self.function_space, arrays[0], self.halos[0], self.name, self.count)
-        return new_function(self.function_space, self.cls, arrays, self.halos, name=self.name, count=self.count)
+        return new_function(self.function_space, self.cls, self._arrays(), self.halos, name=self.name, count=self.count)
 
 
 class FunctionStore:
-    """Functions in a :class:`~localckpt.store.Store`.
+    """Functions in a :class:`~localckpt.storage.store.Store`.
 
     Parameters
     ----------
-    store : localckpt.store.Store
+    store : localckpt.storage.store.Store
     """
 
     def __init__(self, store):
@@ -166,7 +160,7 @@ class FunctionStore:
 
         Raises
         ------
-        CheckpointError
+        LostCheckpointError
             If there is no place left for it, and at every use of the store from then on.
         ValueError
             If the store's communicator has ranks that the mesh's lacks.
@@ -199,8 +193,8 @@ class FunctionStore:
         return SavedFunction(self.store, rows, parts, halos, dtype, V, type(function), inner.name(), function.count())
 
     def _lost(self, function, dat, exc):
-        """The CheckpointError that says why a Function could not be stored, and that the store keeps."""
-        if not isinstance(exc, CheckpointError):
+        """The LostCheckpointError that says why a Function could not be stored, and that the store keeps."""
+        if not isinstance(exc, LostCheckpointError):
             why = (
                 exc
                 if isinstance(exc, StorageError)
@@ -208,7 +202,7 @@ class FunctionStore:
                     str(exc) or type(exc).__name__, getattr(exc, "filename", None), errno=getattr(exc, "errno", None)
                 )
             )
-            exc = CheckpointError(
+            exc = LostCheckpointError(
                 f"rank {function.function_space().comm.rank} on {MPI.Get_processor_name()} cannot store a checkpoint "
                 f"of {function.name()!r}: {why.cause}; {sum(d._data.nbytes for d in dat)} bytes wanted, "
                 f"{self.store.last.free} free",
@@ -221,7 +215,7 @@ class FunctionStore:
         return copy(exc)
 
     def sync(self):
-        """Find out whether a checkpoint was lost (:meth:`localckpt.store.Store.sync`). Not collective."""
+        """Find out whether a checkpoint was lost (:meth:`localckpt.storage.store.Store.sync`). Not collective."""
         self.store.sync()
 
     def _learn(self, V):

@@ -22,9 +22,9 @@ from hdf5 cimport (H5E_auto2_t, H5E_DEFAULT, H5E_error2_t, H5E_WALK_UPWARD, H5Ec
 from mpi4py.libmpi cimport MPI_Comm, MPI_Error_string, MPI_MAX_ERROR_STRING
 from petsc cimport PetscErrorCode, PetscErrorType, PetscPopErrorHandler, PetscPushErrorHandler
 
-__all__ = ["StorageError", "FileNotFound", "FileExists", "NoAccess", "NotHDF5", "UnknownDataset",
-           "LayoutMismatch", "ClosedFile", "TransferError", "ChecksumMismatch",
-           "CheckpointError"]
+__all__ = ["StorageError", "MissingFileError", "ExistingFileError", "FileAccessError", "NotHDF5Error", "MissingDatasetError",
+           "LayoutError", "ClosedFileError", "TransferError", "ChecksumError",
+           "LostCheckpointError"]
 
 
 # -----------------------------------------------------------------------------
@@ -67,31 +67,31 @@ class StorageError(Exception):
         return type(self), (self.cause, self.file, self.dataset, self.rank, self.errno)
 
 
-class FileNotFound(StorageError, FileNotFoundError):
+class MissingFileError(StorageError, FileNotFoundError):
     """The file, or the folder it should go into, does not exist."""
 
 
-class FileExists(StorageError, FileExistsError):
+class ExistingFileError(StorageError, FileExistsError):
     """There is something at the path where a new file was to be."""
 
 
-class NoAccess(StorageError, PermissionError):
+class FileAccessError(StorageError, PermissionError):
     """The file may not be read or written: permissions, a read-only folder or mode."""
 
 
-class NotHDF5(StorageError, OSError):
+class NotHDF5Error(StorageError, OSError):
     """The file is there but is not a whole HDF5 file."""
 
 
-class UnknownDataset(StorageError, KeyError):
+class MissingDatasetError(StorageError, KeyError):
     """No dataset of that name in the file."""
 
 
-class LayoutMismatch(StorageError, ValueError):
+class LayoutError(StorageError, ValueError):
     """Sizes, partition or number type differ between memory and file."""
 
 
-class ClosedFile(StorageError, ValueError):
+class ClosedFileError(StorageError, ValueError):
     """The file, or the communicator it was to live on, is gone."""
 
 
@@ -99,11 +99,11 @@ class TransferError(StorageError, OSError):
     """PETSc, HDF5, MPI-IO or the system failed during the operation."""
 
 
-class ChecksumMismatch(TransferError):
+class ChecksumError(TransferError):
     """The bytes that were read are not those that were written."""
 
 
-class CheckpointError(StorageError, OSError):
+class LostCheckpointError(StorageError, OSError):
     """A checkpoint could be stored nowhere: the run cannot go on."""
 
 

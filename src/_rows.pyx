@@ -21,7 +21,7 @@ from posix.types cimport off_t
 from posix.unistd cimport _SC_PAGESIZE, close, fsync, pread, pwrite, sysconf
 
 from localckpt._errors cimport end_turn, take_turn
-from localckpt._errors import ClosedFile, TransferError
+from localckpt._errors import ClosedFileError, TransferError
 from localckpt._log cimport LOAD, SAVE, log_begin, log_end
 
 __all__ = ["Descriptor", "Pool", "Row"]
@@ -277,7 +277,7 @@ cdef class Row:
         cdef Py_buffer view
         cdef int status
         if writing and self.pool.generation != generation:
-            raise ClosedFile("it belongs to the process that opened it", self.pool.file.path, self.pool.name)
+            raise ClosedFileError("it belongs to the process that opened it", self.pool.file.path, self.pool.name)
         PyObject_GetBuffer(array, &view, flags)
         take_turn()  # PETSc's log is for one thread at a time
         log_begin(SAVE if writing else LOAD)

@@ -34,8 +34,8 @@ from petsc cimport *
 from localckpt._collective cimport raise_on_all
 from localckpt._errors cimport CHKERR, CHKH5, CHKMPI, begin_capture, begin_section, end_capture
 from localckpt._log cimport LOAD, SAVE, log_begin, log_end
-from localckpt._errors import (ChecksumMismatch, ClosedFile, FileExists, FileNotFound, LayoutMismatch, NoAccess,
-                               NotHDF5, StorageError, TransferError, UnknownDataset)
+from localckpt._errors import (ChecksumError, ClosedFileError, ExistingFileError, MissingFileError, LayoutError, FileAccessError,
+                               NotHDF5Error, StorageError, TransferError, MissingDatasetError)
 
 from localckpt._rows import Descriptor
 
@@ -74,13 +74,13 @@ cdef tuple prepare(Handle handle, tuple what, object name, object n, long long b
     if error is None:
         try:
             if what[0] == "write" and handle.mode == "r":
-                raise NoAccess("the file is open for reading only", errno=_errno.EACCES)
+                raise FileAccessError("the file is open for reading only", errno=_errno.EACCES)
             encode(name)
             h5type(dtype)
             if n % bs:
-                raise LayoutMismatch(f"{n} entries are not whole blocks of {bs}")
+                raise LayoutError(f"{n} entries are not whole blocks of {bs}")
             if ndim + (dtype.kind == "c") > MAXDIM:
-                raise LayoutMismatch(f"HDF5 stores arrays of {MAXDIM - (dtype.kind == 'c')} dimensions at most, "
+                raise LayoutError(f"HDF5 stores arrays of {MAXDIM - (dtype.kind == 'c')} dimensions at most, "
                                      f"not of {ndim}")
             if data != NULL:
                 nbytes = n * dtype.itemsize
@@ -88,7 +88,7 @@ cdef tuple prepare(Handle handle, tuple what, object name, object n, long long b
             error = exc
     sizes, checksum = handle.exchange((what, name, bs, str(dtype)), n, nbytes, data, about(handle, error, name))
     if sum(sizes) > PETSCINT_MAX:
-        raise LayoutMismatch(f"{sum(sizes)} entries are more than this PETSc's integers count: "
+        raise LayoutError(f"{sum(sizes)} entries are more than this PETSc's integers count: "
                              "configure PETSc with 64-bit indices", handle.path, name)
     return sizes, checksum
 
@@ -105,9 +105,9 @@ cdef object stored_as(Handle handle, bytes path, tuple shape, object dtype):
     old.open(handle, path)
     stored = old.shape()[:-1] if old.is_complex else old.shape()
     if stored != shape:
-        raise LayoutMismatch(f"a dataset of shape {stored} has this name; {shape} does not replace it")
+        raise LayoutError(f"a dataset of shape {stored} has this name; {shape} does not replace it")
     if not CHKH5(H5Tequal(old.type, h5type(dtype))) or old.is_complex != (dtype.kind == "c"):
-        raise LayoutMismatch("a dataset of other numbers has this name")
+        raise LayoutError("a dataset of other numbers has this name")
     return "chunked" if old.chunked() else "contiguous"
 
 
@@ -119,7 +119,7 @@ cdef Dataset create(Handle handle, bytes path, tuple shape, object dtype):
     if dtype.kind == "c":
         shape += (2,)
     if len(shape) > MAXDIM:
-        raise LayoutMismatch(f"HDF5 stores arrays of {MAXDIM} dimensions at most, not of {len(shape)}")
+        raise LayoutError(f"HDF5 stores arrays of {MAXDIM} dimensions at most, not of {len(shape)}")
     for i, dim in enumerate(shape):
         dims[i] = dim
     type = h5type(dtype)
@@ -167,33 +167,33 @@ cdef int check_fit(Handle handle, Dataset dataset, tuple sizes, object dtype, ob
     stored = ("complex" if dataset.is_complex else "integer" if H5Tget_class(dataset.type) == H5T_INTEGER else
               "real" if H5Tget_class(dataset.type) == H5T_FLOAT else "other")
     if stored != wanted or dataset.ndims == 0:
-        raise LayoutMismatch(f"stored are {stored} numbers, to be read are {wanted} ones")
+        raise LayoutError(f"stored are {stored} numbers, to be read are {wanted} ones")
     if (H5Tget_size(dataset.type) > H5Tget_size(h5type(dtype))
             or wanted == "integer" and H5Tget_sign(dataset.type) != H5Tget_sign(h5type(dtype))):
-        raise LayoutMismatch(f"{dtype} does not hold the numbers that are stored")
+        raise LayoutError(f"{dtype} does not hold the numbers that are stored")
     steps = 1
     if timestep is not None:
         if not dataset.attribute(b"timestepping", 0):
-            raise LayoutMismatch("there are no timesteps in this dataset")
+            raise LayoutError("there are no timesteps in this dataset")
         steps = dataset.dims[0]
         if not 0 <= timestep < steps:
-            raise LayoutMismatch(f"there is no timestep {timestep} among {steps}")
+            raise LayoutError(f"there is no timestep {timestep} among {steps}")
     if dataset.entries() != steps * sum(sizes):
-        raise LayoutMismatch(f"stored are {dataset.entries() // steps} entries, to be read are {sum(sizes)}")
+        raise LayoutError(f"stored are {dataset.entries() // steps} entries, to be read are {sum(sizes)}")
     if dataset.layout >= 0:
         written = layout_sizes(handle, dataset.layout)
         if len(written) != len(sizes):
-            raise LayoutMismatch(f"written by {len(written)} ranks, to be read by {len(sizes)}")
+            raise LayoutError(f"written by {len(written)} ranks, to be read by {len(sizes)}")
         for rank, (then, now) in enumerate(zip(written, sizes)):
             if then != now:
-                raise LayoutMismatch(f"{then} entries were written by rank {rank}, "
+                raise LayoutError(f"{then} entries were written by rank {rank}, "
                                      f"which is to read {now}", rank=rank)
     row = 1
     for i in range(1 if timestep is None else 2, dataset.ndims):
         row *= dataset.dims[i]
     row //= 2 if dataset.is_complex else 1
     if row > 1 and any(n % row for n in sizes):
-        raise LayoutMismatch(f"a rank's entries are not whole rows of {row}")
+        raise LayoutError(f"a rank's entries are not whole rows of {row}")
     return 0
 
 
@@ -341,7 +341,7 @@ cdef int read_entries(Handle handle, object name, void* data, object n, object d
                     table.open(handle, CHECKSUMS + b"/" + path)
                     table.move(H5T_NATIVE_INT64, H5P_DEFAULT, &stored, handle.rank, 1, False, step)
                     if stored != digest(data, n * dtype.itemsize, 0):
-                        raise ChecksumMismatch(f"what was read of timestep {step} is not what was stored" if stored else
+                        raise ChecksumError(f"what was read of timestep {step} is not what was stored" if stored else
                                                f"nothing was stored as timestep {step}", rank=handle.rank)
         except Exception as exc:
             error = about(handle, exc, name)
@@ -351,7 +351,7 @@ cdef int read_entries(Handle handle, object name, void* data, object n, object d
                 with nogil:
                     CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &found, 1, mpi.MPI_UINT64_T, mpi.MPI_SUM, handle.comm))
             if <int64_t> (found & INT64_MAX) != dataset.checksum:
-                raise ChecksumMismatch("what was read is not what was stored", handle.path, name)
+                raise ChecksumError("what was read is not what was stored", handle.path, name)
     finally:
         log_end(LOAD, count * dtype.itemsize)
     return 0
@@ -382,7 +382,7 @@ cdef Handle enter(VecFile file):
     handle = file._handle
     if file.closed:
         end_capture()
-        raise ClosedFile(handle.why if handle is not None else "the file is closed", file=file.path)
+        raise ClosedFileError(handle.why if handle is not None else "the file is closed", file=file.path)
     return handle
 
 
@@ -420,7 +420,7 @@ cdef class VecFile:
 
     Raises
     ------
-    FileNotFound, FileExists, NoAccess, NotHDF5, ClosedFile, TransferError
+    MissingFileError, ExistingFileError, FileAccessError, NotHDF5Error, ClosedFileError, TransferError
         On every rank of `comm`.
 
     See Also
@@ -458,7 +458,7 @@ cdef class VecFile:
 
         Raises
         ------
-        NoAccess, LayoutMismatch, ClosedFile, TransferError
+        FileAccessError, LayoutError, ClosedFileError, TransferError
             On every rank of the file's communicator.
 
         See Also
@@ -503,7 +503,7 @@ cdef class VecFile:
 
         Raises
         ------
-        NoAccess, LayoutMismatch, ClosedFile, TransferError
+        FileAccessError, LayoutError, ClosedFileError, TransferError
             On every rank of the file's communicator.
         """
         cdef long long row = 1
@@ -543,7 +543,7 @@ cdef class VecFile:
 
         Raises
         ------
-        UnknownDataset, LayoutMismatch, ChecksumMismatch, ClosedFile, TransferError
+        MissingDatasetError, LayoutError, ChecksumError, ClosedFileError, TransferError
             On every rank of the file's communicator.
 
         See Also
@@ -587,7 +587,7 @@ cdef class VecFile:
 
         Raises
         ------
-        UnknownDataset, LayoutMismatch, ChecksumMismatch, ClosedFile, TransferError
+        MissingDatasetError, LayoutError, ChecksumError, ClosedFileError, TransferError
             On every rank of the file's communicator.
         """
         cdef long long data = 0
@@ -597,7 +597,7 @@ cdef class VecFile:
         try:
             try:
                 if not (array.flags.c_contiguous and array.flags.writeable):
-                    raise LayoutMismatch("the array to fill is not C-contiguous and writeable")
+                    raise LayoutError("the array to fill is not C-contiguous and writeable")
                 h5type(array.dtype)
                 n, dtype, data = array.size, array.dtype, array.ctypes.data
             except Exception as exc:
@@ -638,7 +638,7 @@ cdef class VecFile:
 
         Raises
         ------
-        NoAccess, ClosedFile, TransferError
+        FileAccessError, ClosedFileError, TransferError
             On every rank of the file's communicator.
         """
         cdef Handle handle = enter(self)
@@ -672,7 +672,7 @@ cdef class VecFile:
         try:
             find(handle, name)
             return True
-        except UnknownDataset:
+        except MissingDatasetError:
             return False
         except StorageError as exc:
             raise about(handle, exc, name)
@@ -691,7 +691,7 @@ cdef class VecFile:
 
         Raises
         ------
-        UnknownDataset, ChecksumMismatch, ClosedFile, TransferError
+        MissingDatasetError, ChecksumError, ClosedFileError, TransferError
         """
         cdef Handle handle = enter(self)
         try:
@@ -708,7 +708,7 @@ cdef class VecFile:
 
         Raises
         ------
-        ClosedFile, TransferError
+        ClosedFileError, TransferError
             On every rank of the file's communicator.
         """
         cdef Handle handle = enter(self)

@@ -217,7 +217,7 @@ cdef bytes find(Handle handle, object name):
     path = name.encode(errors="surrogateescape")
     if decode(path) == name and is_dataset(handle, path):  # "a%2Fb" is how "a/b" is encoded
         return path
-    raise UnknownDataset("no such dataset")
+    raise MissingDatasetError("no such dataset")
 
 
 cdef tuple layout_sizes(Handle handle, int32_t number):
@@ -230,7 +230,7 @@ cdef tuple layout_sizes(Handle handle, int32_t number):
         sizes = np.empty(max(1, table.entries()), dtype=np.int64)
         table.move(H5T_NATIVE_INT64, H5P_DEFAULT, &sizes[0], 0, table.entries(), False)
         if table.checksum not in (-1, digest(&sizes[0], 8 * table.entries(), 0)):
-            raise ChecksumMismatch("the record of what each rank owned is damaged")
+            raise ChecksumError("the record of what each rank owned is damaged")
         handle.layouts[number] = tuple(np.asarray(sizes)[:table.entries()].tolist())
         handle.layouts[handle.layouts[number]] = number
     return handle.layouts[number]

@@ -81,7 +81,7 @@ cdef class Handle:
         if failed:
             self.raise_everywhere(error)
         if other:
-            raise LayoutMismatch(f"not all ranks make the same call; rank 0 and rank {other} differ",
+            raise LayoutError(f"not all ranks make the same call; rank 0 and rank {other} differ",
                                  self.path if self.viewer != NULL else None)
         return tuple([self.table[3 * i] for i in range(self.size)]), total & INT64_MAX
 
@@ -265,7 +265,7 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
     cdef bint fresh = False, made = False
     cdef PetscBool together
     if not isinstance(comm, Comm) or comm == MPI.COMM_NULL:
-        raise ClosedFile("there is no communicator (freed, or COMM_NULL)", file=str(path))
+        raise ClosedFileError("there is no communicator (freed, or COMM_NULL)", file=str(path))
     begin_section()
     try:
         CHKERR(PetscCommDuplicate((<Comm> comm).ob_mpi, &handle.comm, NULL))
@@ -341,7 +341,7 @@ cdef Handle open_handle(object comm, object path, object mode, object collective
                 handle.mpiio = open_numbers(handle) - others
             except StorageError as exc:
                 # The path was there and could be opened, so what HDF5 objects to is its content.
-                error = handle.failure(exc if fresh else NotHDF5(exc.cause))
+                error = handle.failure(exc if fresh else NotHDF5Error(exc.cause))
             except Exception as exc:
                 error = handle.failure(exc, "opening the file")
             handle.raise_everywhere(error)
@@ -385,9 +385,9 @@ cdef int open_descriptor(Handle handle) except -1:
         if os.path.isdir(handle.path):  # which can be opened for reading
             raise IsADirectoryError(_errno.EISDIR, os.strerror(_errno.EISDIR))
     except OSError as exc:
-        kind = (FileNotFound if exc.errno in (_errno.ENOENT, _errno.ENOTDIR) else
-                FileExists if exc.errno == _errno.EEXIST else
-                NoAccess if exc.errno in (_errno.EACCES, _errno.EPERM, _errno.EROFS) else
+        kind = (MissingFileError if exc.errno in (_errno.ENOENT, _errno.ENOTDIR) else
+                ExistingFileError if exc.errno == _errno.EEXIST else
+                FileAccessError if exc.errno in (_errno.EACCES, _errno.EPERM, _errno.EROFS) else
                 TransferError)
         raise kind(exc.strerror, handle.path, errno=exc.errno)
     return 0

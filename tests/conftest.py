@@ -16,6 +16,8 @@ import pytest
 from mpi4py import MPI
 from petsc4py import PETSc
 
+from localckpt.storage.store import Store
+
 WORLD = MPI.COMM_WORLD
 
 PRELUDE = """\
@@ -125,3 +127,20 @@ def run_script(tmp_path):
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     return run
+
+
+@pytest.fixture(params=["own", "world"])
+def comm(request):
+    """The communicator that a file is on."""
+    return MPI.COMM_SELF if request.param == "own" else MPI.COMM_WORLD
+
+
+@pytest.fixture
+def path(comm, shared_tmp):
+    """A path for a file on `comm`."""
+    return str(shared_tmp / (f"{MPI.COMM_WORLD.rank}.h5" if comm == MPI.COMM_SELF else "all.h5"))
+
+
+@pytest.fixture(params=["direct", "viewer"])
+def store(comm, path, request):
+    return Store(comm, path, engine=request.param)

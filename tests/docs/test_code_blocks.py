@@ -37,7 +37,7 @@ exec {mpiexec} -n $ranks "$@"
 """
 # The reader's own script, on pages that say how to run one.
 SCRIPT = """
-from localckpt.places import choose_tiers
+from localckpt.storage.directories import choose_tiers
 print("checkpoints go to", *[tier.path for tier in choose_tiers(None, 1)])
 """
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from localckpt.store import Store
+from localckpt.storage.store import Store
 
 SIZE = 2**28 + 513
 

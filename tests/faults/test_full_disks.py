@@ -106,7 +106,7 @@ assert store.last is not store and 0 <= store.left, store.left
 LOST = """
 try:
     checkpointer, functional = recorded(checkpoint_dir=small)
-except localckpt.CheckpointError as exc:
+except localckpt.LostCheckpointError as exc:
     assert "CAUSE" in str(exc) and repr(small)[1:-1] in str(exc) and "bytes wanted" in str(exc), exc
     print("lost:", exc)
 else:
@@ -176,7 +176,7 @@ with bare_tape():
 resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
 try:
     checkpointer.save(fd.Function(fd.FunctionSpace(mesh, "DG", 0)))
-except localckpt.CheckpointError as exc:
+except localckpt.LostCheckpointError as exc:
     words = str(exc)
 resource.setrlimit(resource.RLIMIT_NOFILE, (first, hard))
 assert "Too many open files" in words, words
@@ -194,11 +194,11 @@ saved, error = [], None
 while error is None:
     try:
         saved.append(checkpointer.save(fd.Function(V).assign(len(saved))))
-    except localckpt.CheckpointError as exc:
+    except localckpt.LostCheckpointError as exc:
         error = exc
 for use in (saved[0].load, lambda: checkpointer.save(fd.Function(V))):
     found = attempt(use)
-    assert found == [("CheckpointError", str(error))], found
+    assert found == [("LostCheckpointError", str(error))], found
 """)
     assert done.returncode == 0, done.stderr
 
@@ -215,7 +215,7 @@ recorded(checkpoint_dir=big, checkpoint_comm=MPI.COMM_SELF if own else comm)
         2,
     )
     assert done.returncode not in (0, 110), done.stderr
-    messages = [line for line in done.stderr.splitlines() if line.startswith("localckpt._errors.CheckpointError")]
+    messages = [line for line in done.stderr.splitlines() if line.startswith("localckpt._errors.LostCheckpointError")]
     assert len(messages) == (1 if layout == "own" else len(messages)) and messages
     assert "rank 1" in done.stderr and "File too large" in done.stderr
 
@@ -238,7 +238,7 @@ try:
         checkpointer.continue_checkpointing()
         saved.append(checkpointer.save(f.assign(len(saved))))
         checkpointer.pause_checkpointing()
-except localckpt.CheckpointError:
+except localckpt.LostCheckpointError:
     print("lost")
 """,
         size="5m",
@@ -286,7 +286,7 @@ for use in range(2):
     try:
         for _ in range(100):
             held.append(checkpointer.save(fd.Function(fd.FunctionSpace(mesh, "DG", 2)).assign(len(held))))
-    except localckpt.CheckpointError as exc:
+    except localckpt.LostCheckpointError as exc:
         print("No space" in str(exc))
 """)
     assert done.returncode == 0, done.stderr
@@ -303,7 +303,7 @@ with bare_tape():
     try:
         while True:
             held.append(CheckpointFunction(fd.Function(V).assign(len(held))))
-    except localckpt.CheckpointError:
+    except localckpt.LostCheckpointError:
         print("lost")
 with bare_tape():
     localckpt.adjoint.enable_disk_checkpointing(checkpoint_dir=big)

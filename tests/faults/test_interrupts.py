@@ -12,7 +12,7 @@ def test_an_interrupted_save_leaves_a_store_whole(run_script, tmp_path):
         """
 import resource, signal
 from localckpt import _vecfile
-from localckpt.store import Store
+from localckpt.storage.store import Store
 store, calls, at = Store(MPI.COMM_SELF, sys.argv[1]), [], 0
 
 
@@ -99,7 +99,7 @@ def test_a_child_that_was_forked_during_a_save_of_another_thread_can_let_go_of_t
     done = run_script(
         """
 import threading
-from localckpt.store import Store
+from localckpt.storage.store import Store
 store = Store(MPI.COMM_SELF, sys.argv[1])
 stored = store.put("a", np.ones(10))
 entered, leave = threading.Event(), threading.Event()

@@ -134,8 +134,8 @@ in_turn(faults, scenario, check)
 STORE = (
     FAULTS
     + """
-from localckpt.store import Store
-faults = Faults("localckpt._vecfile", "localckpt._collective", "localckpt.engines", "localckpt.store")
+from localckpt.storage.store import Store
+faults = Faults("localckpt._vecfile", "localckpt._collective", "localckpt.storage.engines", "localckpt.storage.store")
 arrays = [np.full(40_000 * (i % 3 > 1) + 10 + comm.rank, float(i)) for i in range(5)]
 
 
@@ -183,8 +183,9 @@ SETUP = (
 import logging
 import firedrake
 from localckpt.adjoint import DiskCheckpointer
-faults = Faults("localckpt._collective", "localckpt.places", "localckpt.leftovers", "localckpt.arguments",
-                "localckpt.store", "localckpt.adjoint")
+faults = Faults("localckpt._collective", "localckpt.storage.directories", "localckpt.storage.run_directories",
+                "localckpt.storage.nodes", "localckpt.storage.store", "localckpt.adjoint.arguments",
+                "localckpt.adjoint.checkpointer")
 logging.getLogger("localckpt").addHandler(logging.NullHandler())
 checkpoint_comm = {"own": MPI.COMM_SELF, "world": comm}[sys.argv[2]]
 

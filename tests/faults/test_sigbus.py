@@ -6,7 +6,7 @@ import pytest
 
 STORE = """
 import time
-from localckpt.store import Store
+from localckpt.storage.store import Store
 store = Store(MPI.COMM_SELF, sys.argv[1] + f"/{comm.rank}.h5", cleanup=False)
 stored = store.put("state", np.ones(10**6))
 array = store.get(stored, (10**6,), np.dtype(float))

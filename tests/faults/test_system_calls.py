@@ -7,8 +7,8 @@ import pytest
 
 STORE = """
 import logging
-from localckpt.places import Tier
-from localckpt.store import Store
+from localckpt.storage.directories import Tier
+from localckpt.storage.store import Store
 
 folder, layout, engine, tiers = sys.argv[1:5]
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
@@ -275,10 +275,10 @@ def test_bytes_that_the_system_could_not_write_back_are_missed_in_the_forward_sw
         """
 rows = save()
 found = attempt(store.sync)
-assert {kind for kind, words in found} == {"CheckpointError"}, found
+assert {kind for kind, words in found} == {"LostCheckpointError"}, found
 assert all("lost" in words and "Input/output error" in words and "first" in words for kind, words in found), found
 found = attempt(save), attempt(check, rows)
-assert {kind for kinds in found for kind, words in kinds} == {"CheckpointError"}, found
+assert {kind for kinds in found for kind, words in kinds} == {"LostCheckpointError"}, found
 """,
         f"sync_file_range {errno.EIO} 0 1 first",
         ranks,
@@ -292,7 +292,7 @@ def test_a_mapped_array_whose_bytes_were_not_written_back_is_not_handed_out(run)
 SIZE = 100_000
 rows = save(3)
 found = attempt(store.get, rows[1], (SIZE,), np.dtype(float))
-assert found[0][0] == "CheckpointError" and "lost" in found[0][1], found
+assert found[0][0] == "LostCheckpointError" and "lost" in found[0][1], found
 """,
         f"sync_file_range {errno.EIO} 0 1 first",
     )
@@ -308,7 +308,7 @@ def test_where_space_cannot_be_reserved_the_disk_is_waited_for(run_script, tmp_p
 rows = save()
 os.environ["FAULT"] = "fsync 5 0 1 first"
 found = attempt(store.sync)
-assert {kind for kind, words in found} == {"CheckpointError"}, found
+assert {kind for kind, words in found} == {"LostCheckpointError"}, found
 """,
         tmp_path,
         layout,
@@ -326,10 +326,10 @@ def test_on_a_network_filesystem_the_disk_is_waited_for_once_per_timestep(run_sc
     done = run_script(
         f"""
 import logging
-from localckpt import places
-from localckpt.engines import DirectEngine
-from localckpt.store import Store
-places.NETWORK.add(places.Place.at(sys.argv[1]).filesystem)
+from localckpt.storage import directories
+from localckpt.storage.engines import DirectEngine
+from localckpt.storage.store import Store
+directories.NETWORK.add(directories.Place.at(sys.argv[1]).filesystem)
 logging.basicConfig(format="%(message)s")
 store = Store.temporary({comm}, sys.argv[1])
 for step in range(3):
@@ -339,7 +339,7 @@ for step in range(3):
         store.sync()  # nothing new: not waited for
 assert type(store._engine) is DirectEngine
 found = attempt(store.sync)
-assert {{kind for kind, words in found}} == {{"CheckpointError"}}, found
+assert {{kind for kind, words in found}} == {{"LostCheckpointError"}}, found
 """,
         tmp_path,
         seconds=30,
@@ -404,12 +404,12 @@ def test_the_others_learn_at_the_next_agreement(run):
     # Rank 1 goes on asking its store, as a script that catches the exception would.
     run(
         """
-store.failure = localckpt.CheckpointError("lost") if comm.rank == 1 else None
+store.failure = localckpt.LostCheckpointError("lost") if comm.rank == 1 else None
 kinds = set()
 for i in range(40):
     try:
         store.put("a", values(i))
-    except localckpt.CheckpointError as exc:
+    except localckpt.LostCheckpointError as exc:
         kinds.add(str(exc).partition(" [")[0])
         if i and "another rank" in str(exc):
             break
@@ -480,9 +480,9 @@ def test_a_directory_that_cannot_be_removed_yet_is_removed_at_exit(tmp_path, run
     # As where an unlinked file keeps a name until it is closed.
     done = run_script(
         """
-from localckpt import leftovers
-path = leftovers.make(sys.argv[1])
-leftovers.remove(path)
+from localckpt.storage import run_directories
+path = run_directories.make(sys.argv[1])
+run_directories.remove(path)
 print(os.path.isdir(path))
 """,
         tmp_path,

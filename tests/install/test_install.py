@@ -197,8 +197,8 @@ def test_another_petsc_than_compiled_for_is_one_sentence(tree, petsc, tmp_path, 
     found = os.pathsep.join([str(tree), *BELOW])  # and no other localckpt that .pth files name there
     for statement in (
         "from localckpt import VecFile",
-        "from localckpt import CheckpointError",
-        "import localckpt.store",
+        "from localckpt import LostCheckpointError",
+        "import localckpt.storage.store",
     ):
         refused = run(sys.executable, "-S", "-c", statement, cwd=tmp_path, PYTHONPATH=found)
         *_, sentence = refused.stdout.splitlines()
