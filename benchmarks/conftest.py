@@ -20,7 +20,7 @@ import psutil
 import pytest
 from mpi4py import MPI
 
-from localckpt.storage.directories import Place
+from localckpt.storage.directories import Directory
 
 WORLD = MPI.COMM_WORLD
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -49,7 +49,8 @@ def pytest_configure(config):
     scratch = None
     if WORLD.rank == 0:
         scratch = [
-            (Place.at(folder).filesystem, tempfile.mkdtemp(prefix="localckpt_bench_", dir=folder)) for folder in folders
+            (Directory.at(folder).filesystem, tempfile.mkdtemp(prefix="localckpt_bench_", dir=folder))
+            for folder in folders
         ]
         for _, folder in scratch:
             atexit.register(shutil.rmtree, folder, ignore_errors=True)  # after all that begins later is done with it

@@ -86,9 +86,9 @@ def compare(cells, steps, folder):
         order = list(taken)[:: (-1) ** len(taken["with"])]
         for way in order:
             PETSc.Options("localckpt_").setValue("collect", way == "with")
-            garbage.thaw()
+            garbage.unfreeze()
             gc.collect()
-            garbage.settle(checkpointer)
+            garbage.freeze(checkpointer)
             start = time.perf_counter()
             iteration()
             taken[way].append(time.perf_counter() - start)

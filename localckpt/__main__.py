@@ -46,27 +46,27 @@ def refuse_missing(target, module):
         sys.exit(2)
 
 
-def clean(folders, really, as_json):
-    """List what runs have left in these folders, and remove what nobody needs."""
-    found = [folder for parent in folders for folder in run_directories.find(parent)]
+def clean(directories, really, as_json):
+    """List what runs have left in these directories, and remove what nobody needs."""
+    found = [directory for parent in directories for directory in run_directories.find(parent)]
     removed = run_directories.remove_dead(found) if really else []
-    left = [folder for folder in found if really and not folder.why and folder not in removed]
+    left = [directory for directory in found if really and not directory.why and directory not in removed]
     if as_json:
-        print(json.dumps([asdict(folder) | {"removed": folder in removed} for folder in found], indent=4))
+        print(json.dumps([asdict(directory) | {"removed": directory in removed} for directory in found], indent=4))
     else:
-        for folder in found:
+        for directory in found:
             what = (
-                f"stays: {folder.why}"
-                if folder.why
+                f"stays: {directory.why}"
+                if directory.why
                 else "removed"
-                if folder in removed
+                if directory in removed
                 else "could not be removed"
                 if really
                 else "to be removed with --yes"
             )
-            print(f"{folder.nbytes / 1e6:12.3f} MB {folder.age / 3600:9.1f} h  {folder.path}  {what}")
+            print(f"{directory.nbytes / 1e6:12.3f} MB {directory.age / 3600:9.1f} h  {directory.path}  {what}")
         if not found:
-            print(f"nothing in {', '.join(folders)}")
+            print(f"nothing in {', '.join(directories)}")
     return 1 if left else 0
 
 
@@ -105,11 +105,11 @@ def main(argv=None):
     command = commands.add_parser(
         "bench",
         help="measure what checkpoints cost on your disks, in about a minute",
-        description="Save and restore small and large arrays in each folder, through both engines, beside plain calls; "
-        "say what a timestep costs, and which folder to take. Under mpiexec all ranks do so at once.",
-        epilog="Exit status: 0, or 1 if a folder could not be measured.",
+        description="Save and restore small and large arrays in each directory through both engines, beside plain calls; "
+        "say what a timestep costs, and which directory to take. Under mpiexec all ranks do so at once.",
+        epilog="Exit status: 0, or 1 if a directory could not be measured.",
     )
-    command.add_argument("--dir", nargs="+", metavar="D", help="folders (default: those that a run may choose)")
+    command.add_argument("--dir", nargs="+", metavar="D", help="directories (default: those that a run may choose)")
     command.add_argument(
         "--timestep",
         type=positive,
@@ -127,27 +127,27 @@ def main(argv=None):
         "could, what limits there are, and what to do about each. Under mpiexec: of all nodes.",
         epilog="Exit status: 0, or 1 if a run will fail.",
     )
-    command.add_argument("--dir", nargs="+", metavar="D", default=[], help="further folders to look at")
+    command.add_argument("--dir", nargs="+", metavar="D", default=[], help="further directories to look at")
     command.add_argument("--json", action="store_true", help="print a JSON object")
     command.set_defaults(call=lambda given: tools.doctor(given.dir, given.json))
     command = commands.add_parser(
         "clean",
         help="remove what killed runs have left on this node",
-        description="List the folders that runs have made, and what becomes of each: one that a live run uses, "
+        description="List the directories that runs have made, and what becomes of each: one that a live run uses, "
         "that cleanup=False asked to keep, or that is another user's or host's, stays.",
         epilog="Exit status: 0, or 1 if something could not be removed.",
     )
     command.add_argument(
-        "folders",
+        "directories",
         nargs="*",
         type=directory,
-        metavar="folder",
-        default=[*run_directories.usual(), os.getcwd()],
+        metavar="directory",
+        default=[*run_directories.default_parents(), os.getcwd()],
         help="where to look (default: %(default)s)",
     )
     command.add_argument("--yes", action="store_true", help="remove them; without it they are only listed")
     command.add_argument("--json", action="store_true", help="print a JSON list")
-    command.set_defaults(call=lambda given: clean(given.folders, given.yes, given.json))
+    command.set_defaults(call=lambda given: clean(given.directories, given.yes, given.json))
     options = parser.parse_args(argv)
     sys.exit(options.call(options))
 

@@ -42,7 +42,7 @@ def owned_arrays(function):
     return [np.ascontiguousarray(dat.data_ro) for dat in function.dat]
 
 
-class Part:
+class ComponentLayout:
     """What a component of a space needs in memory and is called on disk."""
 
     __slots__ = ("key", "shape", "owned")
@@ -98,7 +98,7 @@ class SavedFunction:
 
     store: Any
     rows: list
-    parts: list[Part]
+    parts: list[ComponentLayout]
     halos: list[bool]
     dtype: np.dtype
     function_space: Any
@@ -144,7 +144,7 @@ class FunctionStore:
     def __init__(self, store):
         self.store = store
         # By the space's id, with what forgets it when the space goes: hashing a space takes longer than a save.
-        self._parts: dict[int, tuple[list[Part], weakref.ref]] = {}
+        self._parts: dict[int, tuple[list[ComponentLayout], weakref.ref]] = {}
         # Keys are held by their mesh: they go when the mesh goes.
         self._keys: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
         self._taken: defaultdict[str, int] = defaultdict(int)
@@ -220,7 +220,7 @@ class FunctionStore:
 
     def _learn(self, V):
         known, number = self._parts, id(V)
-        parts = [Part(Vi, key) for Vi, key in zip(V, self.keys(V))]
+        parts = [ComponentLayout(Vi, key) for Vi, key in zip(V, self.keys(V))]
         known[number] = parts, weakref.ref(V, lambda _: known.pop(number))
         return known[number]
 
@@ -304,7 +304,7 @@ class TemporaryFunctionCheckpointFile:
         """
         error = None
         try:
-            datasets, parts = self._datasets(function_space, name, idx), [Part(Vi) for Vi in function_space]
+            datasets, parts = self._datasets(function_space, name, idx), [ComponentLayout(Vi) for Vi in function_space]
             arrays = [np.zeros(part.shape, SCALAR) for part in parts]
         except Exception as exc:
             error = exc

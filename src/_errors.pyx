@@ -68,7 +68,7 @@ class StorageError(Exception):
 
 
 class MissingFileError(StorageError, FileNotFoundError):
-    """The file, or the folder it should go into, does not exist."""
+    """The file, or the directory it should go into, does not exist."""
 
 
 class ExistingFileError(StorageError, FileExistsError):
@@ -76,7 +76,7 @@ class ExistingFileError(StorageError, FileExistsError):
 
 
 class FileAccessError(StorageError, PermissionError):
-    """The file may not be read or written: permissions, a read-only folder or mode."""
+    """The file may not be read or written: permissions, a read-only directory or mode."""
 
 
 class NotHDF5Error(StorageError, OSError):

@@ -22,13 +22,13 @@ from localckpt.adjoint.arguments import Arguments, agree, require_comm
 from localckpt.functions import CopiedFunction, FunctionStore, content
 from localckpt.storage import run_directories
 from localckpt.storage.directories import (
-    Place,
-    Watch,
+    Directory,
+    RoomMonitor,
     announce,
     log,
-    make_folder,
-    named_folders,
-    next_folder,
+    make_next_directory,
+    make_shared_directory,
+    named_directories,
     raise_everywhere,
 )
 from localckpt.storage.nodes import node_comm
@@ -48,7 +48,7 @@ def enable_disk_checkpointing(
     Parameters
     ----------
     dirname : str, optional
-        Folder for the checkpoints where `checkpoint_dir` is not given, and for the shared
+        Directory for the checkpoints where `checkpoint_dir` is not given, and for the shared
         file of ``checkpointable_mesh`` (else the current one).
     comm : mpi4py.MPI.Intracomm, optional
         The communicator of the computation.
@@ -59,26 +59,26 @@ def enable_disk_checkpointing(
         own, :func:`localckpt.node_comm` one to each node or to groups of its ranks; saving and
         restoring is collective on this communicator and on no other.
     checkpoint_dir : str or sequence of str, optional
-        Folder for the checkpoints, visible to all ranks of a `checkpoint_comm`. Where several
+        Directory for the checkpoints, visible to all ranks of a `checkpoint_comm`. Where several
         are given, a rank whose checkpoints no longer fit into one goes on in the next;
         environment variables in them are expanded. Default: `dirname`, else a node-local
-        folder (:func:`localckpt.storage.directories.choose_place`). With `checkpoint_comm`: the PETSc option
-        ``-localckpt_dir``, else, with a warning, the current folder, as in Firedrake.
+        directory (:func:`localckpt.storage.directories.choose_directory`). With `checkpoint_comm`: the PETSc option
+        ``-localckpt_dir``, else, with a warning, the current directory, as in Firedrake.
     engine : {"direct", "viewer"}, optional
         How bytes move (:mod:`localckpt.storage.engines`). Default: the PETSc option
-        ``-localckpt_engine``, else what the folder can be trusted with
+        ``-localckpt_engine``, else what the directory can be trusted with
         (:func:`localckpt.storage.directories.choose_engine`).
 
     Raises
     ------
     OSError
-        If no file can be made there, or ranks of a `checkpoint_comm` do not see the same folder.
+        If no file can be made there, or ranks of a `checkpoint_comm` do not see the same directory.
     TypeError
-        If `checkpoint_comm` is no communicator, or a folder no path.
+        If `checkpoint_comm` is no communicator, or a directory no path.
     ValueError
         If `checkpoint_comm` has ranks that `comm` lacks, `engine` or ``-localckpt_engine`` is none of the two,
-        ``-localckpt_dir_limit`` does not fit the folders; or if ranks differ in `cleanup`, in whether the tape
-        has a checkpointer, or, within a `checkpoint_comm`, in that communicator, `engine`, folders or limits.
+        ``-localckpt_dir_limit`` does not fit the directories; or if ranks differ in `cleanup`, in whether the tape
+        has a checkpointer, or, within a `checkpoint_comm`, in that communicator, `engine`, directories or limits.
 
     Notes
     -----
@@ -90,7 +90,7 @@ def enable_disk_checkpointing(
     the whole job. A script that catches it has to end the other ranks, which know nothing of it.
 
     The PETSc option ``-localckpt_dir_limit`` gives the bytes that checkpoints may take on each
-    node in each of the folders: one number for all, or one for each, separated by commas.
+    node in each of the directories: one number for all, or one for each, separated by commas.
     With ``-localckpt_view`` rank 0 prints its part of :meth:`DiskCheckpointer.summary` in the end.
 
     After a recording, what is alive is frozen (``gc.freeze``), so that Python's garbage collector runs often and
@@ -152,13 +152,13 @@ class DiskCheckpointer(TapePackageData):
     def __init__(
         self, dirname=None, comm=COMM_WORLD, cleanup=True, checkpoint_comm=None, checkpoint_dir=None, *, engine=None
     ):
-        garbage.sweep()  # tapes that nobody needs any more hold files
+        garbage.collect_all()  # tapes that nobody needs any more hold files
         require_comm("comm", comm)
         with interrupts_held():
             given: Any = None
             error: Exception | None = None
             try:
-                if checkpoint_dir is None and checkpoint_comm is not None and not any(named_folders()):
+                if checkpoint_dir is None and checkpoint_comm is not None and not any(named_directories()):
                     warnings.warn(
                         "checkpoint_comm without checkpoint_dir defaults to cwd, which is usually on the shared "
                         "filesystem. Consider setting checkpoint_dir to a node-local path.",
@@ -193,11 +193,13 @@ class DiskCheckpointer(TapePackageData):
             error = exc
         raise_everywhere(comm, error)
         try:
-            self.dirname, tier = next_folder(self.checkpoint_comm, tiers, ["init.h5", "current.h5"], not self.cleanup)
-            store = Store.inside(
-                self.dirname, self.checkpoint_comm, tier, tiers, self.cleanup, given.engine, collect=garbage.sweep
+            self.dirname, tier = make_next_directory(
+                self.checkpoint_comm, tiers, ["init.h5", "current.h5"], not self.cleanup
             )
-            place = Place.at(os.path.dirname(self.dirname))
+            store = Store.inside(
+                self.dirname, self.checkpoint_comm, tier, tiers, self.cleanup, given.engine, collect=garbage.collect_all
+            )
+            place = Directory.at(os.path.dirname(self.dirname))
         except Exception as exc:
             error = exc
         try:
@@ -207,11 +209,11 @@ class DiskCheckpointer(TapePackageData):
                 announce(place, first, comm, node)
                 self.init_checkpoint_file = self._file("init.h5")
                 self.current_checkpoint_file = self._file("current.h5")
-                self._watch = Watch(store, node.size, comm.rank)
+                self._room_monitor = RoomMonitor(store, node.size, comm.rank)
                 self._functions = FunctionStore(store)
-                folder = self.dirname if self.cleanup and self.checkpoint_comm.rank == 0 else None
+                directory = self.dirname if self.cleanup and self.checkpoint_comm.rank == 0 else None
                 view = comm.rank == 0 and PETSc.Options("localckpt_").getBool("view", False)
-                self._finalizer = weakref.finalize(self, _finish, store, folder, os.getpid(), view)
+                self._finalizer = weakref.finalize(self, _finish, store, directory, os.getpid(), view)
             except Exception as exc:
                 error = exc
             raise_everywhere(comm, error)
@@ -286,11 +288,11 @@ class DiskCheckpointer(TapePackageData):
         -------
         CheckpointFileName
         """
-        folder = make_folder(self.comm, self._parent, keep=not self.cleanup)
-        file = CheckpointFileName(os.path.join(folder, "mesh.h5"), self.comm)
+        directory = make_shared_directory(self.comm, self._parent, keep=not self.cleanup)
+        file = CheckpointFileName(os.path.join(directory, "mesh.h5"), self.comm)
         if self.cleanup and self.comm.rank == 0:
             # Firedrake's checkpointable_mesh, whoever calls it, holds this until it returns.
-            self._mesh_file = weakref.finalize(file, run_directories.remove, folder)
+            self._mesh_file = weakref.finalize(file, run_directories.remove, directory)
         with firedrake.CheckpointFile(file.name, "w", comm=self.comm):
             pass
         return file
@@ -325,7 +327,7 @@ class DiskCheckpointer(TapePackageData):
         init : bool, optional
             As in Firedrake, of no consequence: a mesh's file is gone once the mesh was read from it.
         """
-        garbage.thaw()
+        garbage.unfreeze()
         if not self.cleanup:
             return
         self._functions.store.retire()
@@ -335,9 +337,9 @@ class DiskCheckpointer(TapePackageData):
 
         Old checkpoints are still read after this: it frees nothing.
         """
-        garbage.settle(self)
+        garbage.freeze(self)
         if self.cleanup and self.checkpoint_comm.rank == 0:
-            with contextlib.suppress(OSError):  # a cleaner of temporary folders was here, or the disk has failed
+            with contextlib.suppress(OSError):  # a cleaner of temporary directories was here, or the disk has failed
                 os.utime(self.current_checkpoint_file.name)
 
     def copy(self):
@@ -367,16 +369,16 @@ class DiskCheckpointer(TapePackageData):
         """
         patches.end(self)
         self._functions.sync()
-        self._watch.step()
+        self._room_monitor.step()
 
 
-def _finish(store, folder, process, view):
+def _finish(store, directory, process, view):
     if os.getpid() != process:  # a forked child has no part in it
         return
     summary = str(store.summary)
     store.retire()
-    if folder is not None:
-        run_directories.remove(folder)
+    if directory is not None:
+        run_directories.remove(directory)
     if view:  # of this rank alone: others may have ended already
         print(summary, flush=True)
 
@@ -427,7 +429,7 @@ class LocalCheckpoint(fd.CheckpointFunction):
         """Read the Function back, with the name and count of the saved one."""
         checkpointer = self._checkpointer()
         if checkpointer is not None:
-            garbage.settle_once(checkpointer)  # a gradient without an evaluation before it
+            garbage.freeze_once(checkpointer)  # a gradient without an evaluation before it
         return self._saved.load()
 
 

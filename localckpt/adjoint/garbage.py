@@ -20,7 +20,7 @@ PYTHONS_OWN = 1000
 
 _owners = 0  # that are alive
 _frozen = 0  # how many objects there were after the last freeze of ours, or 0
-_settled: weakref.WeakSet = weakref.WeakSet()  # owners for whom what is alive is frozen
+_frozen_for: weakref.WeakSet = weakref.WeakSet()  # owners for whom what is alive is frozen
 _recorded: weakref.WeakSet = weakref.WeakSet()  # owners whose recording is over
 
 
@@ -33,37 +33,37 @@ def watch(owner):
     weakref.finalize(owner, _leave).atexit = False
 
 
-def settle(owner):
+def freeze(owner):
     """Freeze what is alive; once for each owner, after its recording, and again in the evaluation after a thaw."""
-    if owner not in _settled:
+    if owner not in _frozen_for:
         if _wanted():
-            _thaw()
+            _unfreeze()
             gc.collect()
             _freeze()
-        _settled.add(owner)
+        _frozen_for.add(owner)
         _recorded.add(owner)
 
 
-def settle_once(owner):
+def freeze_once(owner):
     """The same, but not again after a thaw: for what is called many times in an evaluation."""
     if owner not in _recorded:
-        settle(owner)
+        freeze(owner)
 
 
-def sweep():
+def collect_all():
     """Free what nobody needs any more, be it frozen."""
     if _owners and _wanted():
-        was_frozen = _thaw()
+        was_frozen = _unfreeze()
         gc.collect()
         if was_frozen and _owners:  # the last one may just have gone
             _freeze()
 
 
-def thaw():
-    """Let the collector see everything again, until the next :func:`settle` of any owner."""
-    _settled.clear()
+def unfreeze():
+    """Let the collector see everything again, until the next :func:`freeze` of any owner."""
+    _frozen_for.clear()
     _recorded.clear()
-    _thaw()
+    _unfreeze()
 
 
 def _wanted():
@@ -78,7 +78,7 @@ def _freeze():
         _frozen = gc.get_freeze_count()
 
 
-def _thaw():
+def _unfreeze():
     """Returns whether anything of ours was frozen."""
     global _frozen
     frozen, _frozen = _frozen, 0
@@ -93,12 +93,12 @@ def _leave():
     _owners -= 1
     if not _owners:
         gc.callbacks.remove(_notice)
-        _thaw()
+        _unfreeze()
 
 
 def _notice(phase, info):
     # One that the script asks for is to see everything. Python's own come when there are more new objects than the
     # threshold says.
     if _frozen and phase == "start" and info["generation"] == 2 and gc.get_count()[0] <= gc.get_threshold()[0]:
-        _settled.clear()
-        _thaw()
+        _frozen_for.clear()
+        _unfreeze()

@@ -91,9 +91,9 @@ def memory_limits(root="/"):
         )
         path = Path(group.lstrip("/"))
         # Each of its parents has a limit, too; a container sees only the last of them.
-        for folder in (path, *path.parents) if number == "0" or "memory" in controllers.split(",") else ():
+        for directory in (path, *path.parents) if number == "0" or "memory" in controllers.split(",") else ():
             try:
-                limit, used = (int(Path(root, mount, folder, name).read_text()) for name in names)
+                limit, used = (int(Path(root, mount, directory, name).read_text()) for name in names)
             except (OSError, ValueError):  # no such file; "max"
                 continue
             if limit < 1 << 60:
@@ -105,8 +105,8 @@ def limits():
     from localckpt.storage.directories import JOB_LIMITS
 
     for name, enough, why, todo in (
-        ("RLIMIT_NOFILE", 256, "open files; each rank has some in every folder", "ulimit -n 4096"),
-        ("RLIMIT_FSIZE", inf, "bytes in a file; more goes to the next folder, or fails", "ulimit -f unlimited"),
+        ("RLIMIT_NOFILE", 256, "open files; each rank has some in every directory", "ulimit -n 4096"),
+        ("RLIMIT_FSIZE", inf, "bytes in a file; more goes to the next directory, or fails", "ulimit -f unlimited"),
         ("RLIMIT_AS", inf, "bytes of addresses; restored checkpoints are mapped", "ulimit -v unlimited"),
         ("RLIMIT_DATA", inf, "bytes of data; restored checkpoints are mapped", "ulimit -d unlimited"),
     ):
@@ -118,7 +118,7 @@ def limits():
             "memory",
             f"{limit / 1e9:.3g} GB here, {used / 1e9:.3g} used; the page cache of checkpoints is a part of it",
             "the system takes back what it has on disk, and goes at the disk's pace then; "
-            "it cannot take back what folders in memory hold: name a disk",
+            "it cannot take back what directories in memory hold: name a disk",
         )
     for name in filter(os.environ.get, JOB_LIMITS):
         yield Finding(
@@ -128,23 +128,23 @@ def limits():
         )
 
 
-def folders(named, ranks):
+def directories(named, ranks):
     """Where checkpoints go on this node, and where else they could."""
-    from localckpt.storage.directories import Place, choose_tiers, named_folders
+    from localckpt.storage.directories import Directory, choose_tiers, named_directories
 
     tiers, usable = [], []
     try:
         tiers = [tier.path for tier in choose_tiers(None, ranks)]
     except ValueError as exc:
         yield Finding("-localckpt_dir_limit", str(exc), "correct it", True)
-    asked = [*tiers, *filter(None, named_folders()), *named]
-    for path in dict.fromkeys([*asked, *run_directories.usual()]):
+    asked = [*tiers, *filter(None, named_directories()), *named]
+    for path in dict.fromkeys([*asked, *run_directories.default_parents()]):
         use = "checkpoints go here; " if path in tiers else ""
         try:
             run_directories.remove(run_directories.make(path))
-            place = Place.at(path)
+            place = Directory.at(path)
         except OSError as exc:
-            yield Finding(path, f"no folder to write to: {exc.strerror}", "make it, or name another one")
+            yield Finding(path, f"no directory to write to: {exc.strerror}", "make it, or name another one")
         else:
             usable.append(path)
             todo = (
@@ -161,7 +161,7 @@ def folders(named, ranks):
                 todo if use else "",
             )
     if tiers and not set(usable) & set(tiers):
-        yield Finding("checkpoints", "have no folder to go to", "name one with -localckpt_dir", True)
+        yield Finding("checkpoints", "have no directory to go to", "name one with -localckpt_dir", True)
 
 
 def doctor(named, as_json):
@@ -173,7 +173,7 @@ def doctor(named, as_json):
 
         world, node = MPI.COMM_WORLD, MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
         if node.rank == 0:
-            found += [*limits(), *folders(named, node.size)]
+            found += [*limits(), *directories(named, node.size)]
         here = (MPI.Get_processor_name(), node.size, found) if node.rank == 0 else None
         nodes, first = [node for node in world.allgather(here) if node], world.rank == 0
     where: dict[Finding, list[str]] = {}
@@ -222,13 +222,13 @@ def restore(store, held, array):
     store.get(held[-1], array.shape, array.dtype)
 
 
-def measure(folder, ranks, budget):
+def measure(directory, ranks, budget):
     """What was done with how many bytes in how many seconds; so many ranks share memory and disk."""
     from mpi4py import MPI
 
     from localckpt.storage.store import Store
 
-    share, found, made = budget / 18, {}, run_directories.make(folder)
+    share, found, made = budget / 18, {}, run_directories.make(directory)
     try:
         with open(f"{made}/plain", "w+b", buffering=0) as file:
             number = file.fileno()
@@ -262,11 +262,11 @@ def bench(named, timestep, budget, as_json):
     """Print, on rank 0, what disks cost all ranks at once: the slowest one's times. Collective on COMM_WORLD."""
     from mpi4py import MPI
 
-    from localckpt.storage.directories import Place, choose_engine, choose_tiers, raise_everywhere, usable
+    from localckpt.storage.directories import Directory, choose_engine, choose_tiers, raise_everywhere, usable
 
     world = MPI.COMM_WORLD
     ranks = world.allreduce(world.Split_type(MPI.COMM_TYPE_SHARED).size, MPI.MAX)
-    likely, wrong = run_directories.usual(), None
+    likely, wrong = run_directories.default_parents(), None
     try:
         likely = [*(tier.path for tier in choose_tiers(None, ranks)), *likely]
     except ValueError as exc:
@@ -279,15 +279,15 @@ def bench(named, timestep, budget, as_json):
     named = world.bcast(named or [*disks.values()][::-1])
     results: dict[str, dict] = {}
     costs = {}
-    for folder in named:
+    for directory in named:
         error, found = None, {}
         try:
-            place = Place.at(os.path.expandvars(folder))
+            place = Directory.at(os.path.expandvars(directory))
             found = measure(place.path, ranks, budget / len(named))
         except OSError as exc:
             error = f"{MPI.Get_processor_name()}: {exc}"
-        results[folder] = {"error": next(filter(None, world.allgather(error)), None)}
-        if results[folder]["error"] is None:
+        results[directory] = {"error": next(filter(None, world.allgather(error)), None)}
+        if results[directory]["error"] is None:
             times, size = np.array([*found.values()]), list(found)[-1][1]
             world.Allreduce(MPI.IN_PLACE, times, MPI.MAX)
             found, engine = dict(zip(found, times.tolist())), choose_engine(MPI.COMM_SELF)
@@ -299,19 +299,19 @@ def bench(named, timestep, budget, as_json):
             }.items():
                 found[what, timestep] = found[doing, size] / size * timestep
             if not place.in_ram:
-                costs[folder] = sum([*found.values()][-4:])
-            results[folder] = {
+                costs[directory] = sum([*found.values()][-4:])
+            results[directory] = {
                 "filesystem": place.filesystem,
                 "timesteps": int(place.free / ranks / timestep),
                 "times": [(*what, spent) for what, spent in found.items()],
             }
     take = min(costs, key=costs.__getitem__, default=None)
     if world.rank == 0 and as_json:
-        print(json.dumps({"ranks": world.size, "folders": results, "take": take}, indent=4))
+        print(json.dumps({"ranks": world.size, "directories": results, "take": take}, indent=4))
     elif world.rank == 0:
-        for folder, result in results.items():
+        for directory, result in results.items():
             print(
-                f"{folder}:",
+                f"{directory}:",
                 result.get("error") or f"{result['filesystem']}, room for {result['timesteps']} timesteps of each rank",
             )
             for what, nbytes, spent in result.get("times", ()):

@@ -1,4 +1,4 @@
-"""Which folder checkpoints go to, and how much room there is."""
+"""Which directory checkpoints go to, and how much room there is."""
 
 import logging
 import os
@@ -17,15 +17,15 @@ from localckpt.storage import run_directories
 from localckpt.storage.nodes import node_comm
 
 __all__ = [
-    "Place",
+    "Directory",
     "Tier",
-    "Watch",
+    "RoomMonitor",
     "announce",
     "choose_engine",
-    "choose_place",
+    "choose_directory",
     "choose_tiers",
-    "make_folder",
-    "next_folder",
+    "make_shared_directory",
+    "make_next_directory",
     "raise_everywhere",
     "wanted_engine",
 ]
@@ -67,8 +67,8 @@ class Tier:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A folder on this node, the type of its filesystem, and its free bytes."""
+class Directory:
+    """A directory on this node, the type of its filesystem, and its free bytes."""
 
     path: str
     filesystem: str
@@ -99,7 +99,7 @@ def usable(path):
     return bool(path) and os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
 
 
-def named_folders():
+def named_directories():
     """Those in the PETSc option ``-localckpt_dir``, with its variables replaced; empty ones count."""
     return [os.path.expandvars(name) for name in PETSc.Options("localckpt_").getString("dir", "").split(",")]
 
@@ -110,57 +110,57 @@ def unset_variables(path):
     return "".join(f"; the variable {name} is not set" for name in names)
 
 
-def choose_place():
-    """The node-local folder to use where the user named none. Not collective.
+def choose_directory():
+    """The node-local directory to use where the user named none. Not collective.
 
     The first usable of the PETSc option ``-localckpt_dir``, the batch system's
-    job-local scratch and the system's temporary folder. A folder in memory is passed
+    job-local scratch and the system's temporary directory. A directory in memory is passed
     over unless it is ``-localckpt_dir``; if nothing is left, the current one.
 
     Returns
     -------
-    Place
+    Directory
     """
-    named = next(filter(None, named_folders()), "")
+    named = next(filter(None, named_directories()), "")
     if usable(named):
-        return Place.at(named)
+        return Directory.at(named)
     if named:
         log.warning(
-            "-localckpt_dir %s is not a folder to write to on %s%s",
+            "-localckpt_dir %s is not a directory to write to on %s%s",
             named,
             MPI.Get_processor_name(),
             unset_variables(named),
         )
-    for folder in filter(usable, run_directories.usual()):
-        place = Place.at(folder)
+    for directory in filter(usable, run_directories.default_parents()):
+        place = Directory.at(directory)
         if not place.in_ram:
             if place.on_network:
                 log.warning(
-                    "checkpoints go to %s, on the network filesystem %s: name a node-local folder "
+                    "checkpoints go to %s, on the network filesystem %s: name a node-local directory "
                     "with checkpoint_dir= or -localckpt_dir",
                     place.path,
                     place.filesystem,
                 )
             return place
     log.warning(
-        "no node-local folder for checkpoints found; they go to the current one: name another "
+        "no node-local directory for checkpoints found; they go to the current one: name another "
         "with checkpoint_dir= or -localckpt_dir"
     )
-    return Place.at(os.getcwd())
+    return Directory.at(os.getcwd())
 
 
-def choose_tiers(folders, ranks, argument="folders"):
+def choose_tiers(directories, ranks, argument="directories"):
     """The directories to use, one after another as each is full. Not collective.
 
     Parameters
     ----------
-    folders : str or os.PathLike or sequence of these or None
+    directories : str or os.PathLike or sequence of these or None
         None: those in the PETSc option ``-localckpt_dir``, separated by commas, or the one that
-        :func:`choose_place` finds.
+        :func:`choose_directory` finds.
     ranks : int
         How many share what ``-localckpt_dir_limit`` gives each node.
     argument : str, optional
-        What messages call `folders`.
+        What messages call `directories`.
 
     Returns
     -------
@@ -170,28 +170,30 @@ def choose_tiers(folders, ranks, argument="folders"):
     Raises
     ------
     TypeError
-        If `folders` is nothing of the above.
+        If `directories` is nothing of the above.
     ValueError
         If it names no directory, or the option is not one number, or one for each directory.
     """
-    if folders is None:
-        named = named_folders()
-        folders = [name for name in named if name]
-        if len(folders) < len(named) > 1:
+    if directories is None:
+        named = named_directories()
+        directories = [name for name in named if name]
+        if len(directories) < len(named) > 1:
             log.warning("-localckpt_dir has empty names, which are left out: %s", ",".join(named))
         tiers = (
-            [Tier(os.path.abspath(name), given=f"-localckpt_dir {name}") for name in folders]
-            if len(folders) > 1
-            else [Tier(os.path.abspath(choose_place().path))]
+            [Tier(os.path.abspath(name), given=f"-localckpt_dir {name}") for name in directories]
+            if len(directories) > 1
+            else [Tier(os.path.abspath(choose_directory().path))]
         )
     else:
-        single = isinstance(folders, (str, bytes, os.PathLike))
+        single = isinstance(directories, (str, bytes, os.PathLike))
         try:
-            names = [os.fsdecode(folder) for folder in ([folders] if single else folders)]
+            names = [os.fsdecode(directory) for directory in ([directories] if single else directories)]
         except TypeError:
-            raise TypeError(f"{argument} is the path of a directory or a sequence of paths, not {folders!r}") from None
+            raise TypeError(
+                f"{argument} is the path of a directory or a sequence of paths, not {directories!r}"
+            ) from None
         if not names or not all(map(os.path.expandvars, names)):
-            raise ValueError(f"{argument}={folders!r} names no directory")
+            raise ValueError(f"{argument}={directories!r} names no directory")
         tiers = [Tier(os.path.abspath(os.path.expandvars(name)), given=f"{argument}={name!r}") for name in names]
     given = PETSc.Options("localckpt_").getString("dir_limit", "")
     try:
@@ -202,12 +204,12 @@ def choose_tiers(folders, ranks, argument="folders"):
         limits *= len(tiers)
     if len(limits) != len(tiers) or not all(limit > 0 for limit in limits):
         raise ValueError(
-            f"-localckpt_dir_limit is one number of bytes, or one for each of {len(tiers)} folders, not {given!r}"
+            f"-localckpt_dir_limit is one number of bytes, or one for each of {len(tiers)} directories, not {given!r}"
         )
     return [replace(tier, limit=limit / ranks) for tier, limit in zip(tiers, limits)]
 
 
-class Watch:
+class RoomMonitor:
     """Says what a timestep takes and when room gets short. Not collective.
 
     Parameters
@@ -310,23 +312,23 @@ def announce(place, first, comm, node):
         if place.path not in announced:
             announced.add(place.path)
             log.log(level, message)
-        # Not into what others have: on a shared filesystem every node would look into all ranks' folders.
-        dead = run_directories.remove_dead(run_directories.find(place.path, run_directories.of_this_host()))
+        # Not into what others have: on a shared filesystem every node would look into all ranks' directories.
+        dead = run_directories.remove_dead(run_directories.find(place.path, run_directories.host_prefix()))
         if dead:
             log.info(
-                "%s: %d folders of runs that are dead removed from %s, %.3g MB",
+                "%s: %d directories of runs that are dead removed from %s, %.3g MB",
                 MPI.Get_processor_name(),
                 len(dead),
                 place.path,
-                sum(folder.nbytes for folder in dead) / 1e6,
+                sum(directory.nbytes for directory in dead) / 1e6,
             )
 
 
 announced: set[str] = set()  # once is enough for a script that makes tape after tape
 
 
-def make_folder(comm, parent, files=(), keep=False, given=None):
-    """A folder of :func:`localckpt.storage.run_directories.make`, made by rank 0 and seen by all. Collective on `comm`.
+def make_shared_directory(comm, parent, files=(), keep=False, given=None):
+    """Have rank 0 make a run's directory that all ranks see. Collective on `comm`.
 
     Parameters
     ----------
@@ -340,7 +342,7 @@ def make_folder(comm, parent, files=(), keep=False, given=None):
     Raises
     ------
     OSError
-        On every rank: rank 0's, or one that says which ranks do not see the folder.
+        On every rank: rank 0's, or one that says which ranks do not see the directory.
     """
     made = error = None
     with interrupts_held():
@@ -368,7 +370,7 @@ def make_folder(comm, parent, files=(), keep=False, given=None):
 
 
 def _make_given(parent, files, keep, given):
-    """Rank 0's part of :func:`make_folder`, with an error that the user can do something about."""
+    """Rank 0's part of :func:`make_shared_directory`, with an error that the user can do something about."""
     try:
         return run_directories.make(parent, files, keep)
     except OSError as exc:
@@ -381,17 +383,17 @@ def _make_given(parent, files, keep, given):
         ) from None
 
 
-def sees(folder):
-    """Whether this rank can open that folder, whose name nobody else's has. Not collective."""
+def sees(directory):
+    """Whether this rank can open that directory, whose name nobody else's has. Not collective."""
     try:
-        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except Exception:
         return False
     return True
 
 
-def next_folder(comm, tiers, files=(), keep=False):
-    """A new folder in the first tier that takes one. Collective on `comm`.
+def make_next_directory(comm, tiers, files=(), keep=False):
+    """A new directory in the first tier that takes one. Collective on `comm`.
 
     Parameters
     ----------
@@ -413,7 +415,7 @@ def next_folder(comm, tiers, files=(), keep=False):
     while True:
         tier = tiers.pop(0)
         try:
-            return make_folder(comm, tier.path, files, keep, tier.given), tier
+            return make_shared_directory(comm, tier.path, files, keep, tier.given), tier
         except OSError as exc:
             if not tiers:
                 raise

@@ -1,7 +1,7 @@
-"""Folders that belong to a run, as long as it lives, and what dead runs have left.
+"""Directories that belong to a run, as long as it lives, and what dead runs have left.
 
-A folder's owner holds a lock on it (``flock``), which dies with the process. Whoever gets that lock
-may remove the folder, if it was made by the same user on the same host: on a network
+A directory's owner holds a lock on it (``flock``), which dies with the process. Whoever gets that lock
+may remove the directory, if it was made by the same user on the same host: on a network
 filesystem another host's lock may not be seen.
 """
 
@@ -15,30 +15,30 @@ import tempfile
 import time
 from dataclasses import dataclass
 
-__all__ = ["JOB_FOLDERS", "Folder", "find", "make", "of_this_host", "remove", "remove_dead", "usual"]
+__all__ = ["JOB_DIRECTORIES", "RunDirectory", "find", "make", "host_prefix", "remove", "remove_dead", "default_parents"]
 
-# Where batch systems say a job's own node-local folder is; the first that is usable counts.
-JOB_FOLDERS = ("SLURM_TMPDIR", "PBS_JOBFS", "LOCAL_SCRATCH", "TMPDIR")
+# Where batch systems say a job's own node-local directory is; the first that is usable counts.
+JOB_DIRECTORIES = ("SLURM_TMPDIR", "PBS_JOBFS", "LOCAL_SCRATCH", "TMPDIR")
 
 # What cleanup=False asked to keep is never a leftover.
 PREFIX, KEPT = "localckpt_", "localckpt_kept_"
 
-_locks: dict[str, tuple[int | None, int]] = {}  # of this process's folders: descriptor, process
+_locks: dict[str, tuple[int | None, int]] = {}  # of this process's directories: descriptor, process
 
 
-def usual():
+def default_parents():
     """Where checkpoints go if nobody says where, the best place first.
 
     Returns
     -------
     list of str
     """
-    named = [os.environ[name] for name in JOB_FOLDERS if os.environ.get(name)]
+    named = [os.environ[name] for name in JOB_DIRECTORIES if os.environ.get(name)]
     return list(dict.fromkeys([*named, tempfile.gettempdir(), "/var/tmp"]))
 
 
 def make(parent, files=(), keep=False):
-    """A new folder in `parent`, for nobody else to read, and locked.
+    """A new directory in `parent`, for nobody else to read, and locked.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def _remove_again():
 
 
 def remove(path):
-    """Remove a folder of :func:`make`'s and all that is in it, unless a forked child asks."""
+    """Remove a directory of :func:`make`'s and all that is in it, unless a forked child asks."""
     lock, process = _locks.get(path, (None, os.getpid()))
     if process != os.getpid():
         return
@@ -117,8 +117,8 @@ def remove(path):
 
 
 @dataclass(frozen=True)
-class Folder:
-    """A folder that a run has made.
+class RunDirectory:
+    """A directory that a run has made.
 
     Attributes
     ----------
@@ -137,8 +137,8 @@ class Folder:
     why: str
 
 
-def of_this_host():
-    """What the names of this host's folders begin with, but for those that are kept."""
+def host_prefix():
+    """What the names of this host's directories begin with, but for those that are kept."""
     return f"{PREFIX}{socket.gethostname()}_"
 
 
@@ -147,12 +147,12 @@ def find(parent, prefix=PREFIX):
 
     Returns
     -------
-    list of Folder
+    list of RunDirectory
     """
-    found: list[Folder] = []
+    found: list[RunDirectory] = []
     try:
         entries = list(os.scandir(parent))
-    except OSError:  # a folder that one may write to, but not look into
+    except OSError:  # a directory that one may write to, but not look into
         return found
     for entry in entries:
         if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False):
@@ -169,40 +169,40 @@ def find(parent, prefix=PREFIX):
             finally:
                 if lock is not None:
                     os.close(lock)
-            found.append(Folder(entry.path, nbytes, age, why))
-    return sorted(found, key=lambda folder: folder.path)
+            found.append(RunDirectory(entry.path, nbytes, age, why))
+    return sorted(found, key=lambda directory: directory.path)
 
 
-def remove_dead(folders):
+def remove_dead(directories):
     """Remove those that nobody needs, and still nobody does.
 
     Parameters
     ----------
-    folders : list of Folder
+    directories : list of RunDirectory
         From :func:`find`.
 
     Returns
     -------
-    list of Folder
+    list of RunDirectory
         Those that were removed.
     """
     removed = []
-    for folder in folders:
-        why, lock = _claim(folder.path)
+    for directory in directories:
+        why, lock = _claim(directory.path)
         if lock is not None:
-            shutil.rmtree(folder.path, ignore_errors=True)
+            shutil.rmtree(directory.path, ignore_errors=True)
             os.close(lock)
-            if not os.path.exists(folder.path):
-                removed.append(folder)
+            if not os.path.exists(directory.path):
+                removed.append(directory)
     return removed
 
 
 def _claim(path):
-    """Why a folder is not to be removed, or the lock that gives the right to."""
+    """Why a directory is not to be removed, or the lock that gives the right to."""
     name = os.path.basename(path)
     if name.startswith(KEPT):
         return "kept by cleanup=False", None
-    if name[:-8] != of_this_host():  # mkdtemp adds eight characters, and another host's name may go on after this one's
+    if name[:-8] != host_prefix():  # mkdtemp adds eight characters, and another host's name may go on after this one's
         return "of another host", None
     try:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -21,7 +21,7 @@ from localckpt._collective import interrupts_held, raise_everywhere
 from localckpt._errors import ChecksumError, LayoutError, LostCheckpointError, StorageError, TransferError
 from localckpt._vecfile import VecFile
 from localckpt.storage import run_directories
-from localckpt.storage.directories import Place, choose_engine, choose_tiers, log, next_folder
+from localckpt.storage.directories import Directory, choose_engine, choose_tiers, log, make_next_directory
 from localckpt.storage.engines import DirectEngine, ViewerEngine
 
 __all__ = ["Store", "Stored", "Summary"]
@@ -84,7 +84,7 @@ class Summary:
     peak: int = 0  #: the most that `live` was, or the sum of each rank's most
     saving: float = 0.0  #: seconds in :meth:`Store.put`, on the slowest rank
     restoring: float = 0.0  #: seconds in :meth:`Store.get`, on that rank
-    tiers: list[str] = field(default_factory=list)  #: folders that were used
+    tiers: list[str] = field(default_factory=list)  #: directories that were used
     ranks: int = 1
     slowest_rank: int = 0
     slowest_host: str = field(default_factory=MPI.Get_processor_name)
@@ -111,7 +111,7 @@ class Summary:
             f"    repeats  {self.repeats:12} {(self.saved - self.written) / 1e6:12.3f} MB not written\n"
             f"    restores {self.restores:12} {self.read / 1e6:12.3f} MB {self.restoring:10.3f} s\n"
             f"    on disk  {'':12} {self.live / 1e6:12.3f} MB, at most {self.peak / 1e6:.3f} MB\n"
-            f"    in       {', '.join(self.tiers) or 'no folder'}"
+            f"    in       {', '.join(self.tiers) or 'no directory'}"
         )
 
 
@@ -155,7 +155,7 @@ class Store:
     summary : Summary, optional
         To count in.
     wanted : {"direct", "viewer"}, optional
-        The engine to go on with. Default: what each folder can be trusted with.
+        The engine to go on with. Default: what each directory can be trusted with.
     collect : callable, optional
         Called once when the file is full: it lets go of arrays that only garbage refers to.
 
@@ -203,16 +203,16 @@ class Store:
         self._collected = False  # whether it was called already
 
     @classmethod
-    def temporary(cls, comm=MPI.COMM_SELF, folders=None, *, ranks=1):
-        """A store in a folder of its own that goes with it. Collective on `comm`.
+    def temporary(cls, comm=MPI.COMM_SELF, directories=None, *, ranks=1):
+        """A store in a directory of its own that goes with it. Collective on `comm`.
 
         Parameters
         ----------
         comm : mpi4py.MPI.Intracomm, optional
             The ranks that share a file; by default each has its own.
-        folders : str or sequence of str, optional
-            Where, and where to go on when that is full. Default: a node-local folder
-            (:func:`localckpt.storage.directories.choose_place`).
+        directories : str or sequence of str, optional
+            Where, and where to go on when that is full. Default: a node-local directory
+            (:func:`localckpt.storage.directories.choose_directory`).
         ranks : int, optional
             How many share what the PETSc option ``-localckpt_dir_limit`` gives each node.
 
@@ -223,30 +223,30 @@ class Store:
         Raises
         ------
         OSError
-            If no folder can be made there, on every rank of `comm`.
+            If no directory can be made there, on every rank of `comm`.
         """
         error = None
         try:
-            tiers = choose_tiers(folders, ranks)
+            tiers = choose_tiers(directories, ranks)
         except Exception as exc:
             error = exc
         raise_everywhere(comm, error)
-        folder, tier = next_folder(comm, tiers)
-        store = cls.inside(folder, comm, tier, tiers)
+        directory, tier = make_next_directory(comm, tiers)
+        store = cls.inside(directory, comm, tier, tiers)
         if comm.rank == 0:
-            weakref.finalize(store, run_directories.remove, folder)
+            weakref.finalize(store, run_directories.remove, directory)
         return store
 
     @classmethod
-    def inside(cls, folder, comm, tier, tiers, cleanup=True, engine=None, summary=None, collect=gc.collect):
-        """A store in a folder of :func:`localckpt.storage.directories.next_folder`. Collective on `comm`.
+    def inside(cls, directory, comm, tier, tiers, cleanup=True, engine=None, summary=None, collect=gc.collect):
+        """A store in a directory of :func:`localckpt.storage.directories.make_next_directory`. Collective on `comm`.
 
-        With that engine, or the one that the folder can be trusted with.
+        With that engine, or the one that the directory can be trusted with.
         """
         chosen = engine or choose_engine(comm)
         return cls(
             comm,
-            os.path.join(folder, "current.h5"),
+            os.path.join(directory, "current.h5"),
             cleanup,
             chosen,
             limit=tier.limit,
@@ -481,17 +481,17 @@ class Store:
         try:
             stem, suffix = os.path.splitext(self.path)
             path = self.path if self._files == 1 else f"{stem}-{self._files}{suffix}"  # what was kept stays as it is
-            folder = os.path.dirname(path)
+            directory = os.path.dirname(path)
         except Exception as exc:
             error = exc
         raise_everywhere(self.comm, error)
         file = VecFile(self.comm, path + ".data" if self.cleanup else path, "x" if self.cleanup else "w")
         try:
             engine = (DirectEngine if self.direct else ViewerEngine)(file, self.cleanup, self.limit)
-            if os.path.dirname(folder) not in self._summary.tiers:
-                self._summary.tiers.append(os.path.dirname(folder))
+            if os.path.dirname(directory) not in self._summary.tiers:
+                self._summary.tiers.append(os.path.dirname(directory))
             with suppress(OSError):
-                self._late = Place.at(folder).on_network or not file.descriptor.can_reserve()
+                self._late = Directory.at(directory).on_network or not file.descriptor.can_reserve()
             if self.cleanup and self.comm.rank == 0:  # opening has made sure that all ranks hold it
                 self._unlink(file.path)
         except Exception as exc:
@@ -522,22 +522,24 @@ class Store:
         while self._next is None:
             if not tiers:
                 raise cause
-            folder = None
+            directory = None
             try:
-                folder, tier = next_folder(MPI.COMM_SELF, tiers, keep=not self.cleanup)
+                directory, tier = make_next_directory(MPI.COMM_SELF, tiers, keep=not self.cleanup)
                 store = Store.inside(
-                    folder, MPI.COMM_SELF, tier, tiers, self.cleanup, self.wanted, self._summary, self._collect
+                    directory, MPI.COMM_SELF, tier, tiers, self.cleanup, self.wanted, self._summary, self._collect
                 )
                 store._open()
             except OSError as exc:
-                log.warning("%s: no checkpoints to %s: %s", MPI.Get_processor_name(), folder or "the next folder", exc)
-                if folder is not None:
+                log.warning(
+                    "%s: no checkpoints to %s: %s", MPI.Get_processor_name(), directory or "the next directory", exc
+                )
+                if directory is not None:
                     cause = exc
-                    run_directories.remove(folder)
+                    run_directories.remove(directory)
                 continue
             if self.cleanup:
-                run_directories.remove(folder)  # the file in it is unlinked
-            place = Place.at(tier.path)
+                run_directories.remove(directory)  # the file in it is unlinked
+            place = Directory.at(tier.path)
             log.warning(
                 "%s: %s; what cannot be stored there goes to %s (%s, %.1f GB free)",
                 MPI.Get_processor_name(),
@@ -574,7 +576,7 @@ class Store:
 
     @property
     def free(self):
-        """int: free bytes of the disk, none where the folder is gone. Not collective."""
+        """int: free bytes of the disk, none where the directory is gone. Not collective."""
         try:
             disk = (
                 os.statvfs(os.path.dirname(self.path))

@@ -13,9 +13,11 @@ from types import ModuleType
 
 # The names in a module that are not made to fail: what is collective is made of others that are, and an exception is
 # raised whatever it is.
-SPARED = {"raise_everywhere", "interrupts_held", "monotonic", "nullcontext", "suppress", "choose_engine", "next_folder",
-          "node_comm", "log", "sys", "atexit", "threading", "weakref", "errno", "_errno", "warnings", "MPI",
-          "make_folder", "agree", "sees", "more", "require_comm", "compare", "some"}  # the last ones are arithmetic
+SPARED = {
+    "raise_everywhere", "interrupts_held", "monotonic", "nullcontext", "suppress", "choose_engine",
+    "make_next_directory", "node_comm", "log", "sys", "atexit", "threading", "weakref", "errno", "_errno",
+    "warnings", "MPI", "make_shared_directory", "agree", "sees", "more", "require_comm", "compare", "some",
+}  # arithmetic
 
 
 class Faults:

@@ -107,7 +107,7 @@ def test_folder_of_a_host_whose_name_goes_on_after_this_ones_stays(tmp_path):
 def test_a_start_does_not_look_into_what_other_hosts_have(tmp_path):
     (tmp_path / "localckpt_not-this-host_abcdefgh").mkdir()
     own = run_directories.make(str(tmp_path))
-    assert [folder.path for folder in run_directories.find(tmp_path, run_directories.of_this_host())] == [own]
+    assert [folder.path for folder in run_directories.find(tmp_path, run_directories.host_prefix())] == [own]
     run_directories.remove(own)
 
 
@@ -260,7 +260,7 @@ def test_a_relative_folder_stays_where_it_was_when_the_current_one_changes(tmp_p
 from localckpt.storage.store import Store
 from localckpt.storage.directories import choose_tiers
 os.chdir(sys.argv[1])
-store = Store.temporary(folders="mine")
+store = Store.temporary(directories="mine")
 assert [tier.path for tier in choose_tiers("mine", 1)] == [sys.argv[1] + "/mine"]
 os.chdir("/")
 stored = store.put("a", np.arange(5.0))

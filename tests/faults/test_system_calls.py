@@ -329,7 +329,7 @@ import logging
 from localckpt.storage import directories
 from localckpt.storage.engines import DirectEngine
 from localckpt.storage.store import Store
-directories.NETWORK.add(directories.Place.at(sys.argv[1]).filesystem)
+directories.NETWORK.add(directories.Directory.at(sys.argv[1]).filesystem)
 logging.basicConfig(format="%(message)s")
 store = Store.temporary({comm}, sys.argv[1])
 for step in range(3):

@@ -12,16 +12,16 @@ from petsc4py import PETSc
 
 from localckpt.storage import directories
 from localckpt.storage.directories import (
-    Place,
+    Directory,
     Tier,
     announce,
-    choose_place,
+    choose_directory,
     choose_tiers,
-    make_folder,
+    make_shared_directory,
     node_comm,
     raise_everywhere,
 )
-from localckpt.storage.run_directories import JOB_FOLDERS
+from localckpt.storage.run_directories import JOB_DIRECTORIES
 
 WORLD = MPI.COMM_WORLD
 
@@ -29,7 +29,7 @@ WORLD = MPI.COMM_WORLD
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     """One folder for each variable that may name one; none of them is set yet."""
-    for name in JOB_FOLDERS:
+    for name in JOB_DIRECTORIES:
         monkeypatch.delenv(name, raising=False)
         (tmp_path / name).mkdir()
     (tmp_path / "system").mkdir()
@@ -76,21 +76,21 @@ def said(caplog):
     return lambda: [(record.levelname, record.getMessage()) for record in caplog.records]
 
 
-@pytest.mark.parametrize("first", range(len(JOB_FOLDERS)))
+@pytest.mark.parametrize("first", range(len(JOB_DIRECTORIES)))
 def test_the_first_variable_that_is_set_counts(first, folders, monkeypatch):
-    for name in JOB_FOLDERS[first:]:
+    for name in JOB_DIRECTORIES[first:]:
         monkeypatch.setenv(name, str(folders / name))
-    assert choose_place().path == str(folders / JOB_FOLDERS[first])
+    assert choose_directory().path == str(folders / JOB_DIRECTORIES[first])
 
 
 def test_without_variables_it_is_the_systems_temporary_folder(folders):
-    assert choose_place().path == str(folders / "system")
+    assert choose_directory().path == str(folders / "system")
 
 
 def test_the_option_comes_before_every_variable(folders, monkeypatch, option):
-    monkeypatch.setenv(JOB_FOLDERS[0], str(folders / JOB_FOLDERS[0]))
+    monkeypatch.setenv(JOB_DIRECTORIES[0], str(folders / JOB_DIRECTORIES[0]))
     option(folders)
-    assert choose_place().path == str(folders)
+    assert choose_directory().path == str(folders)
 
 
 def test_variables_in_the_option_are_expanded_on_each_node(folders, monkeypatch, option):
@@ -110,59 +110,59 @@ def test_empty_names_in_the_option_are_left_out_with_a_warning(missing, folders,
 @pytest.mark.parametrize("value", ["", "missing", "file"])
 def test_a_variable_that_names_no_folder_is_passed_over(value, folders, monkeypatch):
     (folders / "file").touch()
-    monkeypatch.setenv(JOB_FOLDERS[0], value and str(folders / value))
-    monkeypatch.setenv(JOB_FOLDERS[1], str(folders / JOB_FOLDERS[1]))
-    assert choose_place().path == str(folders / JOB_FOLDERS[1])
+    monkeypatch.setenv(JOB_DIRECTORIES[0], value and str(folders / value))
+    monkeypatch.setenv(JOB_DIRECTORIES[1], str(folders / JOB_DIRECTORIES[1]))
+    assert choose_directory().path == str(folders / JOB_DIRECTORIES[1])
 
 
 def test_a_folder_in_memory_is_passed_over(folders, monkeypatch, in_ram):
-    monkeypatch.setenv(JOB_FOLDERS[0], in_ram)
-    assert choose_place().path == str(folders / "system")
+    monkeypatch.setenv(JOB_DIRECTORIES[0], in_ram)
+    assert choose_directory().path == str(folders / "system")
 
 
 def test_a_folder_in_memory_is_used_where_the_option_names_it(folders, option, in_ram):
     option(in_ram)
-    assert choose_place() == Place(in_ram, "tmpfs", choose_place().free)
+    assert choose_directory() == Directory(in_ram, "tmpfs", choose_directory().free)
 
 
 @pytest.fixture
 def all_in_ram(folders, monkeypatch):
     """A node all of whose temporary folders are in memory."""
-    kinds = {Place.at(folder).filesystem for folder in (folders, "/var/tmp")}
+    kinds = {Directory.at(folder).filesystem for folder in (folders, "/var/tmp")}
     monkeypatch.setattr(directories, "IN_RAM", directories.IN_RAM | kinds)
     monkeypatch.chdir(folders)
 
 
 def test_with_nothing_left_it_is_the_current_folder(all_in_ram, folders):
-    assert os.path.samefile(choose_place().path, folders)
+    assert os.path.samefile(choose_directory().path, folders)
 
 
 def test_with_nothing_left_there_is_a_warning_that_says_what_to_do(all_in_ram, said):
-    choose_place()
+    choose_directory()
     ((level, message),) = said()
     assert level == "WARNING" and "checkpoint_dir=" in message and "-localckpt_dir" in message
 
 
 def test_a_network_filesystem_is_warned_of(folders, monkeypatch, said):
-    kind = Place.at(folders).filesystem
+    kind = Directory.at(folders).filesystem
     monkeypatch.setattr(directories, "NETWORK", directories.NETWORK | {kind})
-    choose_place()
+    choose_directory()
     ((level, message),) = said()
     assert level == "WARNING" and kind in message and str(folders / "system") in message
 
 
 def test_a_local_filesystem_is_not_warned_of(folders, said):
-    choose_place()
+    choose_directory()
     assert said() == []
 
 
 def test_a_place_has_the_free_bytes_of_its_filesystem(tmp_path):
-    assert Place.at(tmp_path).free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
+    assert Directory.at(tmp_path).free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
 
 
 def test_a_link_is_on_the_filesystem_that_it_leads_to(tmp_path, in_ram):
     (tmp_path / "link").symlink_to(in_ram)
-    assert Place.at(tmp_path / "link").filesystem == "tmpfs"
+    assert Directory.at(tmp_path / "link").filesystem == "tmpfs"
 
 
 def test_the_option_may_name_several_folders(option):
@@ -184,7 +184,7 @@ def test_a_limit_that_makes_no_sense_is_an_error(limit, given):
 
 @pytest.mark.parallel([1, 2, 3])
 def test_announcement_tells_the_room_of_each_rank(shared_tmp, said):
-    announce(here := Place(str(shared_tmp), "ext4", 12_000_000_000), WORLD.bcast(here), WORLD, WORLD)
+    announce(here := Directory(str(shared_tmp), "ext4", 12_000_000_000), WORLD.bcast(here), WORLD, WORLD)
     sentence = (
         f"{MPI.Get_processor_name()}: checkpoints go to {shared_tmp} (ext4), 12.0 GB free, "
         f"{12 / WORLD.size:.1f} GB for each of {WORLD.size} ranks"
@@ -194,46 +194,46 @@ def test_announcement_tells_the_room_of_each_rank(shared_tmp, said):
 
 def test_announcement_tells_the_schedulers_limit(shared_tmp, said, monkeypatch):
     monkeypatch.setenv("PBS_NCI_JOBFS", "100MB")
-    announce(here := Place.at(shared_tmp), WORLD.bcast(here), WORLD, WORLD)
+    announce(here := Directory.at(shared_tmp), WORLD.bcast(here), WORLD, WORLD)
     assert said()[0][1].endswith("; the scheduler's limit is PBS_NCI_JOBFS=100MB")
 
 
 def test_announcement_is_made_once(shared_tmp, said):
     for free in (3_000_000_000, 2_000_000_000):
-        announce(here := Place(str(shared_tmp), "ext4", free), WORLD.bcast(here), WORLD, WORLD)
+        announce(here := Directory(str(shared_tmp), "ext4", free), WORLD.bcast(here), WORLD, WORLD)
     assert len(said()) == 1
 
 
 def test_another_folder_is_announced_too(shared_tmp, said):
-    announce(here := Place.at(shared_tmp), WORLD.bcast(here), WORLD, WORLD)
+    announce(here := Directory.at(shared_tmp), WORLD.bcast(here), WORLD, WORLD)
     (shared_tmp / "below").mkdir()
-    announce(here := Place.at(shared_tmp / "below"), WORLD.bcast(here), WORLD, WORLD)
+    announce(here := Directory.at(shared_tmp / "below"), WORLD.bcast(here), WORLD, WORLD)
     assert len(said()) == 2
 
 
 @pytest.mark.parallel([1, 2])
 def test_a_made_folder_is_one_for_all(shared_tmp):
-    made = make_folder(WORLD, str(shared_tmp))
+    made = make_shared_directory(WORLD, str(shared_tmp))
     assert WORLD.allgather(made) == [made] * WORLD.size and os.path.dirname(made) == str(shared_tmp)
 
 
 def test_a_made_folder_is_for_nobody_else(tmp_path):
-    assert stat.S_IMODE(os.stat(make_folder(WORLD, str(tmp_path))).st_mode) == 0o700
+    assert stat.S_IMODE(os.stat(make_shared_directory(WORLD, str(tmp_path))).st_mode) == 0o700
 
 
 def test_a_made_folder_has_the_files_asked_for(tmp_path):
-    made = make_folder(WORLD, str(tmp_path), ["a.h5", "b.h5"])
+    made = make_shared_directory(WORLD, str(tmp_path), ["a.h5", "b.h5"])
     assert {file.name: file.stat().st_size for file in os.scandir(made)} == {"a.h5": 0, "b.h5": 0}
 
 
 def test_made_folders_are_different(tmp_path):
-    assert make_folder(WORLD, str(tmp_path)) != make_folder(WORLD, str(tmp_path))
+    assert make_shared_directory(WORLD, str(tmp_path)) != make_shared_directory(WORLD, str(tmp_path))
 
 
 @pytest.mark.parallel([1, 2, 3])
 def test_a_folder_that_cannot_be_made_is_one_error_on_every_rank(shared_tmp, raises_everywhere):
     with raises_everywhere(FileNotFoundError, match="missing"):
-        make_folder(WORLD, str(shared_tmp / "missing"))
+        make_shared_directory(WORLD, str(shared_tmp / "missing"))
 
 
 @pytest.mark.parallel([1, 2, 3])
@@ -333,5 +333,5 @@ def test_a_limit_that_is_no_number_is_an_error_that_names_the_option(limit, give
 
 def test_an_option_with_a_variable_that_is_not_set_names_it_in_the_warning(folders, option, said):
     option("$NOT_SET_HERE/x")
-    choose_place()
+    choose_directory()
     assert "the variable NOT_SET_HERE is not set" in said()[0][1]
