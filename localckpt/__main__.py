@@ -105,7 +105,7 @@ def main(argv=None):
     command = commands.add_parser(
         "bench",
         help="measure what checkpoints cost on your disks, in about a minute",
-        description="Save and restore small and large arrays in each directory through both engines, beside plain calls; "
+        description="Save and restore small and large arrays in each directory, with both engines and plain calls; "
         "say what a timestep costs, and which directory to take. Under mpiexec all ranks do so at once.",
         epilog="Exit status: 0, or 1 if a directory could not be measured.",
     )
