@@ -12,7 +12,7 @@ class Descriptor:
     def can_reserve(self) -> bool: ...
 
 class Pool:
-    due: int
+    saves_until_agreement: int
     nbytes: int
     @property
     def rows(self) -> int: ...

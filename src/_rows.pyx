@@ -189,7 +189,7 @@ cdef class Pool:
     cdef bint recycle
     cdef int generation     # of the process that writes to them
     cdef readonly int rows  # in all
-    cdef public int due     # saves until several ranks agree again
+    cdef public int saves_until_agreement  # of the ranks that share the file
     cdef public int64_t nbytes  # of a row, on this rank
 
     def __init__(self, Descriptor file not None, bint recycle, name=""):

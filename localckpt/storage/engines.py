@@ -67,7 +67,7 @@ class DirectEngine:
             return
         with interrupts_held():
             pool = self.pools.get(key) or self.grow(key, array)
-            if pool.due == 0:
+            if pool.saves_until_agreement == 0:
                 wanted = more(pool.rows)
                 self.flags[:] = pool.free >= wanted, well and array.nbytes == pool.nbytes
                 self.file.agree(self.flags)
@@ -75,10 +75,10 @@ class DirectEngine:
                     self.check(pool, array)
                     raise LostCheckpointError("another rank could not store a checkpoint", self.file.path, key)
                 if self.flags[0]:
-                    pool.due = wanted
+                    pool.saves_until_agreement = wanted
                 else:
                     self.grow(key, array)  # perhaps by fewer rows than wanted, and due as many saves from now
-            pool.due -= 1
+            pool.saves_until_agreement -= 1
 
     def grow(self, key, array):
         """Add rows to a key, their disk space reserved. Collective on the file's communicator."""
@@ -114,7 +114,7 @@ class DirectEngine:
         self.pools[key] = pool
         pool.nbytes = array.nbytes
         pool.add(first, stride, rows, checksums, 8 * size)
-        pool.due = rows
+        pool.saves_until_agreement = rows
         return pool
 
     def write(self, key, array):
