@@ -1,5 +1,5 @@
-# How an error of one rank reaches all of them; `cimport`able.
+# How an error of one rank reaches all of them.
 
 from mpi4py.libmpi cimport MPI_Comm
 
-cdef int raise_on_all(MPI_Comm comm, object error) except -1
+cdef int raise_everywhere_on(MPI_Comm comm, object error) except -1

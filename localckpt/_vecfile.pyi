@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from localckpt._rows import Descriptor
+from localckpt._descriptor import Descriptor
 
 class VecFile:
     @property

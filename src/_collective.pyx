@@ -2,9 +2,9 @@
 """How an error of one rank reaches all of them.
 
 Between two collective calls nothing may raise on one rank alone, or the others wait for it in
-the next one.  So what a rank does in between it does in a ``try``, and what that caught goes
-through :func:`raise_everywhere`, on all ranks.  Ctrl-C waits until such a section is over
-(:class:`interrupts_held`).
+the next one.  So a rank does its work in between in a ``try`` and hands the error that it caught,
+or None, to :func:`raise_everywhere`, which all ranks call.  Ctrl-C waits until such a section is
+over (:class:`interrupts_held`).
 """
 
 import pickle
@@ -13,7 +13,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from mpi4py cimport libmpi as mpi
 from mpi4py.MPI cimport Comm
 
-from localckpt._errors cimport CHKMPI, end_turn, hold_interrupts, release_interrupts, take_turn
+from localckpt._errors cimport CHKMPI, hold_interrupts, lock_libraries, release_interrupts, unlock_libraries
 from localckpt._errors import StorageError, TransferError
 
 __all__ = ["interrupts_held", "raise_everywhere"]
@@ -34,11 +34,11 @@ cdef class interrupts_held:
         release_interrupts()
 
 
-NO_WORDS = pickle.dumps(StorageError("an error that cannot be described"))
+UNDESCRIBABLE = pickle.dumps(StorageError("an error that cannot be described"))
 
 
-cdef bytes packed(object error):
-    """The error as bytes from which every rank can make it: those of another one where it cannot be pickled."""
+cdef bytes pickled(object error):
+    """The error as bytes, or, if it cannot be pickled, a TransferError with its words."""
     for describe in (lambda: error, lambda: TransferError(f"{type(error).__name__}: {error}")):
         try:
             payload = pickle.dumps(describe())
@@ -46,11 +46,12 @@ cdef bytes packed(object error):
                 return payload
         except Exception:
             pass
-    return NO_WORDS
+    return UNDESCRIBABLE
 
 
-cdef int raise_on_all(mpi.MPI_Comm comm, object error) except -1:
-    cdef int rank = 0, size = 1, first, n = 0
+cdef int raise_everywhere_on(mpi.MPI_Comm comm, object error) except -1:
+    """:func:`raise_everywhere` in a section. Collective on `comm`."""
+    cdef int rank = 0, size = 1, lowest, nbytes = 0
     cdef bytes payload = b""
     cdef char* buffer
     CHKMPI(mpi.MPI_Comm_size(comm, &size))
@@ -59,30 +60,30 @@ cdef int raise_on_all(mpi.MPI_Comm comm, object error) except -1:
             raise error
         return 0
     CHKMPI(mpi.MPI_Comm_rank(comm, &rank))
-    first = size
+    lowest = size  # rank that has an error
     if error is not None:
-        first = rank
+        lowest = rank
         if isinstance(error, StorageError) and error.rank is None:
             error.rank = rank
-        payload = packed(error)  # before anybody waits for it
-        n = <int> len(payload)
+        payload = pickled(error)  # before anybody waits for it
+        nbytes = <int> len(payload)
     with nogil:
-        CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &first, 1, mpi.MPI_INT, mpi.MPI_MIN, comm))
-    if first == size:
+        CHKMPI(mpi.MPI_Allreduce(mpi.MPI_IN_PLACE, &lowest, 1, mpi.MPI_INT, mpi.MPI_MIN, comm))
+    if lowest == size:
         return 0
     with nogil:
-        CHKMPI(mpi.MPI_Bcast(&n, 1, mpi.MPI_INT, first, comm))
-    if rank != first:
-        payload = bytes(n)
+        CHKMPI(mpi.MPI_Bcast(&nbytes, 1, mpi.MPI_INT, lowest, comm))
+    if rank != lowest:
+        payload = bytes(nbytes)
     buffer = payload
     with nogil:
-        CHKMPI(mpi.MPI_Bcast(buffer, n, mpi.MPI_CHAR, first, comm))
-    told = pickle.loads(payload)
-    if first != rank:
-        raise told
-    if type(told) is type(error):
+        CHKMPI(mpi.MPI_Bcast(buffer, nbytes, mpi.MPI_CHAR, lowest, comm))
+    received = pickle.loads(payload)
+    if rank != lowest:
+        raise received
+    if type(received) is type(error):
         raise error
-    raise told from error
+    raise received from error
 
 
 def raise_everywhere(Comm comm not None, error):
@@ -92,13 +93,13 @@ def raise_everywhere(Comm comm not None, error):
     ----------
     comm : mpi4py.MPI.Comm
     error : BaseException or None
-        This rank's; a :class:`~localckpt.StorageError` without a rank gets this one. One that cannot be
-        pickled is raised as a :class:`~localckpt.TransferError` with its words.
+        Of this rank. If it is a :class:`~localckpt.StorageError` without a rank, it gets this one. If it cannot
+        be pickled, a :class:`~localckpt.TransferError` with its words is raised instead.
     """
-    take_turn()
+    lock_libraries()
     hold_interrupts()
     try:
-        raise_on_all(comm.ob_mpi, error)
+        raise_everywhere_on(comm.ob_mpi, error)
     finally:
         release_interrupts()
-        end_turn()
+        unlock_libraries()

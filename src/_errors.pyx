@@ -1,12 +1,13 @@
 # cython: language_level=3
-"""Exceptions of the storage side, and how PETSc's and HDF5's errors become them.
+"""Exceptions of the storage side, and how errors of PETSc, HDF5 and MPI become them.
 
-Between :c:func:`begin_capture` and :c:func:`end_capture` both libraries report into
-one text buffer instead of stderr; ``CHKERR`` (PETSc) and ``CHKH5`` (HDF5) raise
-:class:`TransferError` with that text.  Whatever handlers were installed before are
-back in place afterwards.  One thread at a time is in between, others wait: neither
-library is thread-safe, nor is MPI always.  Ctrl-C waits, too, since other ranks may
-wait for what comes next.
+Every call of these libraries that may fail is checked by ``CHKERR`` (PETSc), ``CHKH5`` (HDF5) or
+``CHKMPI`` (MPI), which raise a :class:`TransferError` with the library's own words.
+
+Such calls are made in sections, between :c:func:`begin_section` and :c:func:`end_section`.  There PETSc
+and HDF5 report errors into one buffer instead of stderr; afterwards the handlers that were installed
+before are back in place.  One thread at a time is in a section, others wait: neither library is
+thread-safe, nor is MPI always.  Ctrl-C waits, too, since other ranks may wait for the calls to come.
 """
 
 import os
@@ -17,14 +18,25 @@ from cpython.pythread cimport (NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allo
 from libc.stdio cimport snprintf
 from libc.stdint cimport int64_t
 from libc.string cimport strlen
+from mpi4py.libmpi cimport MPI_Comm, MPI_Error_string, MPI_MAX_ERROR_STRING
+
 from hdf5 cimport (H5E_auto2_t, H5E_DEFAULT, H5E_error2_t, H5E_WALK_UPWARD, H5Eclear2,
                    H5Eget_auto2, H5Eset_auto2, H5Ewalk2, herr_t)
-from mpi4py.libmpi cimport MPI_Comm, MPI_Error_string, MPI_MAX_ERROR_STRING
 from petsc cimport PetscErrorCode, PetscErrorType, PetscPopErrorHandler, PetscPushErrorHandler
 
-__all__ = ["StorageError", "MissingFileError", "ExistingFileError", "FileAccessError", "NotHDF5Error", "MissingDatasetError",
-           "LayoutError", "ClosedFileError", "TransferError", "ChecksumError",
-           "LostCheckpointError"]
+__all__ = [
+    "ChecksumError",
+    "ClosedFileError",
+    "ExistingFileError",
+    "FileAccessError",
+    "LayoutError",
+    "LostCheckpointError",
+    "MissingDatasetError",
+    "MissingFileError",
+    "NotHDF5Error",
+    "StorageError",
+    "TransferError",
+]
 
 
 # -----------------------------------------------------------------------------
@@ -108,27 +120,41 @@ class LostCheckpointError(StorageError, OSError):
 
 
 # -----------------------------------------------------------------------------
-# Capturing what the libraries say
+# One thread at a time, and no Ctrl-C
 # -----------------------------------------------------------------------------
-
-cdef enum:
-    ROOM = 8192
 
 cdef extern from "interrupts.h":
     void hold_interrupts_here()
     void release_interrupts_here()
     void forget_interrupts_here()
 
-cdef char text[ROOM]
-cdef PyThread_type_lock turn = PyThread_allocate_lock()
-cdef unsigned long owner  # the thread whose turn it is, if turns > 0
-cdef int turns = 0
-cdef int captures = 0
-cdef H5E_auto2_t h5_handler
-cdef void* h5_data
+cdef PyThread_type_lock library_lock = PyThread_allocate_lock()
+cdef unsigned long lock_owner  # a thread, if lock_depth > 0
+cdef int lock_depth = 0
+
+
+cdef void lock_libraries() noexcept:
+    """Wait until no other thread is inside PETSc, HDF5 or MPI on localckpt's behalf. A thread may do so again."""
+    global lock_owner, lock_depth
+    if lock_depth == 0 or lock_owner != PyThread_get_thread_ident():
+        if not PyThread_acquire_lock(library_lock, NOWAIT_LOCK):
+            with nogil:
+                PyThread_acquire_lock(library_lock, WAIT_LOCK)
+        lock_owner = PyThread_get_thread_ident()
+    lock_depth += 1
+
+
+cdef void unlock_libraries() noexcept:
+    global lock_depth
+    if lock_depth == 0:  # this is a child that was forked in between
+        return
+    lock_depth -= 1
+    if lock_depth == 0:
+        PyThread_release_lock(library_lock)
 
 
 cdef void hold_interrupts() noexcept:
+    """Let Ctrl-C wait until :c:func:`release_interrupts`."""
     hold_interrupts_here()
 
 
@@ -136,130 +162,132 @@ cdef void release_interrupts() noexcept:
     release_interrupts_here()
 
 
-cdef void append(const char* function, const char* message) noexcept nogil:
-    cdef size_t used = strlen(text)
+# -----------------------------------------------------------------------------
+# Sections
+# -----------------------------------------------------------------------------
+
+cdef enum:
+    MESSAGE_SIZE = 8192
+
+cdef char messages[MESSAGE_SIZE]  # of PETSc, HDF5 and MPI since the last exception
+cdef int section_depth = 0
+cdef H5E_auto2_t hdf5_handler_before
+cdef void* hdf5_data_before
+
+
+cdef void append_message(const char* function, const char* message) noexcept nogil:
+    cdef size_t used = strlen(messages)
     cdef const char* separator = b"; "
-    if message != NULL and message[0] not in (0, b' ') and used < ROOM - 1:  # PETSc passes " " on the way up
-        snprintf(text + used, ROOM - used, "%s%s: %s", separator if used else separator + 2,
+    # PETSc passes " " on the way up.
+    if message != NULL and message[0] not in (0, b' ') and used < MESSAGE_SIZE - 1:
+        snprintf(messages + used, MESSAGE_SIZE - used, "%s%s: %s", separator if used else separator + 2,
                  function if function != NULL else separator, message)
 
 
-cdef PetscErrorCode keep_petsc(
+cdef PetscErrorCode append_petsc(
         MPI_Comm comm, int line, const char* function, const char* file,
         PetscErrorCode n, PetscErrorType kind, const char* message, void* ctx) noexcept nogil:
-    append(function, message)
+    append_message(function, message)
     return n
 
 
-cdef herr_t keep_hdf5(unsigned n, const H5E_error2_t* error, void* ctx) noexcept nogil:
-    append(error.func_name, error.desc)
+cdef herr_t append_hdf5(unsigned n, const H5E_error2_t* error, void* ctx) noexcept nogil:
+    append_message(error.func_name, error.desc)
     return 0
 
 
-cdef void take_turn() noexcept:
-    """Wait until no other thread is inside PETSc, HDF5 or MPI on our behalf."""
-    global owner, turns
-    if turns == 0 or owner != PyThread_get_thread_ident():
-        if not PyThread_acquire_lock(turn, NOWAIT_LOCK):
-            with nogil:
-                PyThread_acquire_lock(turn, WAIT_LOCK)
-        owner = PyThread_get_thread_ident()
-    turns += 1
-
-
-cdef void end_turn() noexcept:
-    global turns
-    if turns == 0:  # this is a child that was forked in between
-        return
-    turns -= 1
-    if turns == 0:
-        PyThread_release_lock(turn)
-
-
-cdef void begin_capture() noexcept:
-    global captures
-    take_turn()
-    captures += 1
-    if captures > 1:
-        return
-    hold_interrupts()
-    text[0] = 0
-    PetscPushErrorHandler(keep_petsc, NULL)
-    H5Eget_auto2(H5E_DEFAULT, &h5_handler, &h5_data)
+cdef void install_handlers() noexcept:
+    messages[0] = 0
+    PetscPushErrorHandler(append_petsc, NULL)
+    H5Eget_auto2(H5E_DEFAULT, &hdf5_handler_before, &hdf5_data_before)
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL)
     H5Eclear2(H5E_DEFAULT)
 
 
-cdef int begin_section() except -1:
-    """begin_capture, unless Python has an interrupt to handle first."""
-    begin_capture()
+cdef void restore_handlers() noexcept:
+    H5Eclear2(H5E_DEFAULT)
+    H5Eset_auto2(H5E_DEFAULT, hdf5_handler_before, hdf5_data_before)
+    PetscPopErrorHandler()
+
+
+cdef void begin_section() noexcept:
+    """Begin a section, or one inside another."""
+    global section_depth
+    lock_libraries()
+    section_depth += 1
+    if section_depth == 1:
+        hold_interrupts()
+        install_handlers()
+
+
+cdef int begin_section_unless_interrupted() except -1:
+    """The same, but raise KeyboardInterrupt if Ctrl-C came before."""
+    begin_section()
     try:
         PyErr_CheckSignals()
     except BaseException:
-        end_capture()
+        end_section()
         raise
     return 0
 
 
-cdef void end_capture() noexcept:
-    global captures
-    if captures == 0:  # this is a child that was forked in between
+cdef void end_section() noexcept:
+    global section_depth
+    if section_depth == 0:  # this is a child that was forked in between
         return
-    captures -= 1
-    if captures == 0:
+    section_depth -= 1
+    if section_depth == 0:
         restore_handlers()
         release_interrupts()
-    end_turn()
+    unlock_libraries()
 
 
-cdef void restore_handlers() noexcept:
-    H5Eclear2(H5E_DEFAULT)
-    H5Eset_auto2(H5E_DEFAULT, h5_handler, h5_data)
-    PetscPopErrorHandler()
-
-
-def _forget_threads():
-    """A forked child has one thread, which is not inside."""
-    global turn, turns, captures
-    turn = PyThread_allocate_lock()
-    if captures:
+def _leave_sections():
+    """A forked child has one thread, which is in no section."""
+    global library_lock, lock_depth, section_depth
+    library_lock = PyThread_allocate_lock()
+    if section_depth:
         restore_handlers()
-    turns = captures = 0
+    lock_depth = section_depth = 0
     forget_interrupts_here()
 
 
-os.register_at_fork(after_in_child=_forget_threads)
+os.register_at_fork(after_in_child=_leave_sections)
 
 
-cdef int fail() except -1 with gil:
-    # What HDF5 itself says lies on its stack until its next call; the innermost
+# -----------------------------------------------------------------------------
+# Checks
+# -----------------------------------------------------------------------------
+
+cdef int raise_messages() except -1 with gil:
+    # HDF5's own messages lie on its stack until its next call; the innermost
     # cause comes first in an upward walk.
-    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_hdf5, NULL)
+    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, append_hdf5, NULL)
     H5Eclear2(H5E_DEFAULT)
-    said = (<bytes> text).decode(errors="replace")
-    text[0] = 0
-    raise TransferError(said or "PETSc or HDF5 failed without a message")
+    cause = (<bytes> messages).decode(errors="replace")
+    messages[0] = 0
+    raise TransferError(cause or "PETSc or HDF5 failed without a message")
 
 
 cdef int CHKERR(int ierr) except -1 nogil:
     if ierr != 0:
-        return fail()
+        return raise_messages()
     return 0
 
 
 cdef int64_t CHKH5(int64_t status) except -1 nogil:
     if status < 0:
-        fail()
+        raise_messages()
         return -1
     return status
 
 
 cdef int CHKMPI(int ierr) except -1 nogil:
-    cdef char said[MPI_MAX_ERROR_STRING + 1]
+    cdef char message[MPI_MAX_ERROR_STRING + 1]
     cdef int n = 0
     if ierr != 0:
-        said[0] = 0
-        MPI_Error_string(ierr, said, &n)
-        append("MPI", said)
-        return fail()
+        message[0] = 0
+        MPI_Error_string(ierr, message, &n)
+        append_message("MPI", message)
+        return raise_messages()
     return 0

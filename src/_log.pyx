@@ -6,22 +6,10 @@
 """
 
 from petsc cimport (PetscClassId, PetscClassIdRegister, PetscLogEventBegin, PetscLogEventEnd,
-                    PetscLogEventRegister)
+                    PetscLogEventRegister, count_message)
 from localckpt._errors cimport CHKERR
 
-cdef extern from *:
-    """
-    #include <petsclog.h>
-    #if !defined(PETSC_USE_LOG)  /* the counters exist only in a PETSc with logging */
-      #define count_message(nbytes) ((void)(nbytes))
-    #elif PETSC_VERSION_GE(3, 20, 0)
-      #define count_message(nbytes) ((void)PetscAddLogDouble(&petsc_send_ct, &petsc_send_ct_th, 1), \\
-                                     (void)PetscAddLogDouble(&petsc_send_len, &petsc_send_len_th, (nbytes)))
-    #else
-      #define count_message(nbytes) (petsc_send_ct += 1, petsc_send_len += (nbytes))
-    #endif
-    """
-    void count_message(long long) noexcept nogil
+import localckpt._petsc  # no-cython-lint  (starts PETSc, with which events are registered, if it is the right one)
 
 
 def _register_events():
@@ -30,8 +18,6 @@ def _register_events():
     CHKERR(PetscLogEventRegister(b"localckptSave", package, &SAVE))
     CHKERR(PetscLogEventRegister(b"localckptLoad", package, &LOAD))
 
-
-import localckpt._petsc  # no-cython-lint  (starts PETSc, with which events are registered, if it is the right one)
 
 _register_events()
 

@@ -9,10 +9,7 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 from mpi4py.libmpi cimport MPI_Comm
-from petsc cimport PetscInt, PetscReal, PetscScalar
-
-cdef extern from "petscsys.h":
-    int PETSC_VERSION_MAJOR, PETSC_VERSION_MINOR
+from petsc cimport PETSC_VERSION_MAJOR, PETSC_VERSION_MINOR, PetscInt, PetscReal, PetscScalar
 
 
 cdef str describe(version, kind, scalar, integer, handle, extra):

@@ -9,59 +9,35 @@ nor HDF5 is involved.
 import os
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
 
 cimport cython
 from cpython.buffer cimport (PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release,
                              PyObject_GetBuffer)
-from libc.errno cimport EAGAIN, EINTR, EIO, ENOSYS, EOPNOTSUPP, errno
-from libc.stdint cimport INT64_MAX, int64_t
+from libc.errno cimport EAGAIN, EINTR, EIO, errno
+from libc.stdint cimport int64_t
 from posix.mman cimport MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.types cimport off_t
-from posix.unistd cimport _SC_PAGESIZE, close, fsync, pread, pwrite, sysconf
+from posix.unistd cimport _SC_PAGESIZE, pread, pwrite, sysconf
 
-from localckpt._errors cimport end_turn, take_turn
+from linux cimport POSIX_FADV_WILLNEED, posix_fadvise, pread_cached
+from localckpt._checksum cimport checksum_of
+from localckpt._descriptor cimport Descriptor
+from localckpt._errors cimport lock_libraries, unlock_libraries
 from localckpt._errors import ClosedFileError, TransferError
 from localckpt._log cimport LOAD, SAVE, log_begin, log_end
 
-__all__ = ["Descriptor", "Pool", "Row"]
-
-cdef extern from *:
-    """
-    #include <fcntl.h>
-    #include <sys/uio.h>
-    #ifdef RWF_NOWAIT
-      static ssize_t pread_cached(int fd, void *data, size_t n, off_t offset) {
-          struct iovec part = {data, n};
-          return preadv2(fd, &part, 1, offset, RWF_NOWAIT);
-      }
-    #else  /* a system that cannot say */
-      #define pread_cached(fd, data, n, offset) ((ssize_t)0)
-    #endif
-    #ifdef SYNC_FILE_RANGE_WAIT_BEFORE
-      /* Linux tells of an earlier error of the whole file, whatever range one waits for. */
-      #define written_back(fd) sync_file_range(fd, 0, 1, SYNC_FILE_RANGE_WAIT_BEFORE)
-    #else
-      #define written_back(fd) 0
-    #endif
-    """
-    ssize_t pread_cached(int fd, void* data, size_t n, off_t offset) nogil
-    int written_back(int fd) nogil
-    int FALLOC_FL_KEEP_SIZE
-    int fallocate(int fd, int mode, off_t offset, off_t length) nogil
-    int POSIX_FADV_WILLNEED
-    int posix_fadvise(int fd, off_t offset, off_t length, int advice) nogil
+__all__ = ["Pool", "Row"]
 
 cdef extern from "sigbus.h" nogil:
-    cdef struct mapped:
+    cdef struct mapped_range:
         const char* start
         size_t length
-        const char* what
-    void note_mapped(mapped*)
-    void forget_mapped(mapped*)
+        const char* description
+    void register_mapped(mapped_range*)
+    void unregister_mapped(mapped_range*)
 
 cdef enum:
-    MOST = 1 << 30  # bytes in one call: Linux moves no more than 2 GiB less a page
+    MAX_BYTES = 1 << 30  # in one call: Linux moves no more than 2 GiB less a page
 
 cdef size_t PAGE = sysconf(_SC_PAGESIZE)
 cdef int generation = 0  # forks between the first process and this one
@@ -81,86 +57,22 @@ def _in_parent():
 os.register_at_fork(after_in_parent=_in_parent, after_in_child=_in_child)
 
 
-cdef class Descriptor:
-    """Descriptor(path, flags): a plain descriptor, closed when nobody needs it any more.
-
-    Parameters
-    ----------
-    path : str
-        The file; it may be unlinked afterwards. Made for its owner alone.
-    flags : int
-        Of :func:`os.open`.
-
-    Raises
-    ------
-    OSError
-    """
-
-    cdef int fd
-    cdef readonly str path
-
-    def __cinit__(self):
-        self.fd = -1
-
-    def __init__(self, path, int flags):
-        self.path = path
-        self.fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-    def __dealloc__(self):
-        if self.fd >= 0:
-            close(self.fd)
-
-    def fileno(self):
-        """The descriptor's number."""
-        return self.fd
-
-    def sync(self):
-        """Wait until the disk has what was written to the file. Not collective.
-
-        Raises
-        ------
-        TransferError
-            If it cannot take all of it, once.
-        """
-        cdef int status
-        with nogil:
-            status = errno if fsync(self.fd) else 0
-        if status:
-            raise TransferError(f"{os.strerror(status)}, waiting for the disk", self.path, errno=status)
-
-    def can_reserve(self):
-        """bool: whether the filesystem can promise disk space (``fallocate``), and fail while it cannot."""
-        return fallocate(self.fd, FALLOC_FL_KEEP_SIZE, 0, 1) == 0 or errno not in (EOPNOTSUPP, ENOSYS)
-
-    def check(self):
-        """Ask whether the disk could not take what was written to the file, without waiting. Not collective.
-
-        Raises
-        ------
-        TransferError
-            If it could not, once.
-        """
-        cdef int status = errno if written_back(self.fd) else 0
-        if status:
-            raise TransferError(f"{os.strerror(status)}, when the system wrote to the disk", self.path, errno=status)
-
-
-cdef object failure(Pool pool, int number, str doing, long long nbytes):
+cdef object transfer_error(Pool pool, int number, str doing, long long nbytes):
     return TransferError(f"{os.strerror(number)}, {doing} {nbytes} bytes", pool.file.path, pool.name, errno=number)
 
 
-cdef int move(int fd, char* data, size_t n, off_t offset, bint writing) noexcept nogil:
-    """All of n bytes, however many calls it takes; the error number, or 0."""
+cdef int transfer(int fd, char* data, size_t nbytes, off_t offset, bint writing) noexcept nogil:
+    """Move all bytes, however many calls it takes; the error number, or 0."""
     cdef Py_ssize_t moved
-    while n > 0:
+    while nbytes > 0:
         if writing:
-            moved = pwrite(fd, data, min(n, <size_t> MOST), offset)
+            moved = pwrite(fd, data, min(nbytes, <size_t> MAX_BYTES), offset)
         else:
-            moved = pread(fd, data, min(n, <size_t> MOST), offset)
+            moved = pread(fd, data, min(nbytes, <size_t> MAX_BYTES), offset)
         if moved > 0:
             data += moved
             offset += moved
-            n -= moved
+            nbytes -= moved
         elif moved == 0:
             return EIO  # the file ends before the row does
         elif errno != EINTR:
@@ -183,11 +95,11 @@ cdef class Pool:
 
     cdef Descriptor file
     cdef readonly str name
-    cdef bytes what         # the same for a signal handler
-    cdef list offsets       # of the free rows, the next one last
+    cdef bytes description  # of the dataset and its file, for a signal handler
+    cdef list free_offsets  # of the rows that can be claimed, the next one last
     cdef dict checksums     # offset of a row -> where its checksum is
     cdef bint recycle
-    cdef int generation     # of the process that writes to them
+    cdef int generation     # of the process that may write to the rows
     cdef readonly int rows  # in all
     cdef public int saves_until_agreement  # of the ranks that share the file
     cdef public int64_t nbytes  # of a row, on this rank
@@ -197,33 +109,34 @@ cdef class Pool:
         self.recycle = recycle
         self.generation = generation
         self.name = str(name)
-        self.what = f"dataset {name!r} of file {file.path!r}".encode(errors="replace")
-        self.offsets = []
+        self.description = f"dataset {name!r} of file {file.path!r}".encode(errors="replace")
+        self.free_offsets = []
         self.checksums = {}
 
     @property
     def free(self):
         """int: rows that are free."""
-        return len(self.offsets)
+        return len(self.free_offsets)
 
-    def add(self, int64_t first, int64_t stride, int count, checksums=None, int64_t apart=8):
+    def add(self, int64_t first, int64_t stride, int count, checksums=None, int64_t checksum_stride=8):
         """Add `count` rows, `stride` bytes apart, the first one at `first`.
 
-        Where `checksums` is given, so are those of what is written to them, `apart` bytes apart.
+        With `checksums`, checksums of the rows are written, too, `checksum_stride` bytes apart, the first one
+        at `checksums`.
         """
-        self.offsets[:0] = [first + i * stride for i in range(count - 1, -1, -1)]
+        self.free_offsets[:0] = [first + i * stride for i in range(count - 1, -1, -1)]
         self.rows += count
         if checksums is not None:
-            self.checksums.update((first + i * stride, checksums + i * apart) for i in range(count))
+            self.checksums.update((first + i * stride, checksums + i * checksum_stride) for i in range(count))
 
     def claim(self):
         """A free Row, or None."""
         cdef Row row
-        if not self.offsets:
+        if not self.free_offsets:
             return None
         row = Row.__new__(Row)
         row.pool = self
-        row.offset = self.offsets.pop()
+        row.offset = self.free_offsets.pop()
         row.forks = forks
         return row
 
@@ -233,7 +146,7 @@ cdef class Pool:
 cdef class Row:
     """A range of bytes in a file, free again when nobody holds it.
 
-    Not one that a forked child may still read: what it is to the child nobody knows here.
+    A row that a forked child may still read stays taken: this process cannot know when the child is done with it.
     """
 
     cdef Pool pool
@@ -246,7 +159,7 @@ cdef class Row:
 
     def __dealloc__(self):
         if self.pool is not None and self.pool.recycle and self.forks == forks:
-            self.pool.offsets.append(self.offset)
+            self.pool.free_offsets.append(self.offset)
 
     def write(self, array):
         """Store `array`'s bytes. Not collective.
@@ -255,14 +168,9 @@ cdef class Row:
         ------
         TransferError
         """
-        cdef int64_t number
-        cdef int status
         self.transfer(array, PyBUF_C_CONTIGUOUS, True)
         if self.offset in self.pool.checksums:
-            number = xxh3_64_intdigest(array) & INT64_MAX
-            status = move(self.pool.file.fd, <char*> &number, sizeof(number), self.pool.checksums[self.offset], True)
-            if status:
-                raise failure(self.pool, status, "writing the checksum of", array.nbytes)
+            self.write_checksum(array, self.pool.checksums[self.offset])
 
     def read(self, array):
         """Fill `array`. Not collective.
@@ -279,34 +187,49 @@ cdef class Row:
         if writing and self.pool.generation != generation:
             raise ClosedFileError("it belongs to the process that opened it", self.pool.file.path, self.pool.name)
         PyObject_GetBuffer(array, &view, flags)
-        take_turn()  # PETSc's log is for one thread at a time
+        lock_libraries()  # PETSc's log is for one thread at a time
         log_begin(SAVE if writing else LOAD)
         with nogil:
-            status = move(self.pool.file.fd, <char*> view.buf, view.len, self.offset, writing)
+            status = transfer(self.pool.file.fd, <char*> view.buf, view.len, self.offset, writing)
         log_end(SAVE if writing else LOAD, view.len)
-        end_turn()
+        unlock_libraries()
         PyBuffer_Release(&view)
         if status:
-            raise failure(self.pool, status, "writing" if writing else "reading", view.len)
+            raise transfer_error(self.pool, status, "writing" if writing else "reading", view.len)
+        return 0
+
+    cdef int write_checksum(self, object array, off_t offset) except -1:
+        cdef Py_buffer view
+        cdef int64_t checksum
+        cdef int status
+        PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
+        try:
+            checksum = checksum_of(view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+        with nogil:
+            status = transfer(self.pool.file.fd, <char*> &checksum, sizeof(checksum), offset, True)
+        if status:
+            raise transfer_error(self.pool, status, "writing the checksum of", array.nbytes)
         return 0
 
     def on_disk(self, int64_t nbytes):
-        """Whether the last of its bytes would have to come from the disk. Not collective."""
+        """bool: whether the last of its `nbytes` would have to come from the disk. Not collective."""
         cdef char last
         return pread_cached(self.pool.file.fd, &last, 1, self.offset + nbytes - 1) < 0 and errno == EAGAIN
 
     def check(self):
-        """Ask whether the disk could not take what was written to the row's file. Not collective.
+        """Ask whether the disk has failed to take something that was written to the row's file. Not collective.
 
         Raises
         ------
         TransferError
-            If it could not, once.
+            If it has, once.
         """
         self.pool.file.check()
 
     def prefetch(self, int64_t nbytes):
-        """Have the system read it, without waiting for that. Not collective."""
+        """Ask the system to read the row's `nbytes` into memory, without waiting for that. Not collective."""
         with nogil:
             posix_fadvise(self.pool.file.fd, self.offset, nbytes, POSIX_FADV_WILLNEED)
 
@@ -329,46 +252,43 @@ cdef class Row:
         ------
         TransferError
         """
-        cdef size_t ahead = <size_t> self.offset % PAGE  # a mapping begins at a page
-        cdef size_t length = ahead + <size_t> dtype.itemsize
+        cdef size_t before = <size_t> self.offset % PAGE  # a mapping begins at a page
+        cdef size_t nbytes = <size_t> dtype.itemsize
         cdef Mapping mapping = Mapping.__new__(Mapping)
+        cdef void* start
         cdef int status
         for n in shape:
-            length = ahead + (length - ahead) * <size_t> n
-        take_turn()
+            nbytes *= <size_t> n
+        lock_libraries()
         log_begin(LOAD)
         with nogil:
-            mapping.start = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE,
-                                 self.pool.file.fd, self.offset - <off_t> ahead)
+            start = mmap(NULL, before + nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE,
+                         self.pool.file.fd, self.offset - <off_t> before)
             status = errno
-        log_end(LOAD, <long long> (length - ahead))
-        end_turn()
-        if mapping.start == MAP_FAILED:
-            mapping.start = NULL
-            raise failure(self.pool, status, "mapping", length)
-        mapping.length = length
+        log_end(LOAD, <long long> nbytes)
+        unlock_libraries()
+        if start == MAP_FAILED:
+            raise transfer_error(self.pool, status, "mapping", before + nbytes)
         mapping.row = self
-        mapping.note.start = <char*> mapping.start
-        mapping.note.length = length
-        mapping.note.what = self.pool.what
-        note_mapped(&mapping.note)
-        return np.ndarray(shape, dtype, mapping, ahead)
+        mapping.mapped.start = <char*> start
+        mapping.mapped.length = before + nbytes
+        mapping.mapped.description = self.pool.description
+        register_mapped(&mapping.mapped)
+        return np.ndarray(shape, dtype, mapping, before)
 
 
 @cython.final
 @cython.no_gc
 cdef class Mapping:
-    """What keeps a mapped row mapped: the buffer of its array."""
+    """The buffer of a mapped array, which keeps its row taken and mapped."""
 
-    cdef void* start
-    cdef size_t length
     cdef Row row
-    cdef mapped note
+    cdef mapped_range mapped
 
     def __getbuffer__(self, Py_buffer* view, int flags):
-        PyBuffer_FillInfo(view, self, self.start, <Py_ssize_t> self.length, 0, flags)
+        PyBuffer_FillInfo(view, self, <void*> self.mapped.start, <Py_ssize_t> self.mapped.length, 0, flags)
 
     def __dealloc__(self):
-        if self.note.start != NULL:
-            forget_mapped(&self.note)
-            munmap(self.start, self.length)
+        if self.mapped.start != NULL:
+            unregister_mapped(&self.mapped)
+            munmap(<void*> self.mapped.start, self.mapped.length)

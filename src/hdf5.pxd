@@ -14,6 +14,7 @@ cdef extern from "hdf5.h" nogil:
     enum:
         H5P_DEFAULT
         H5S_ALL
+        H5S_MAX_RANK
         H5E_DEFAULT
     H5I_type_t H5I_DATASET
     H5T_class_t H5T_FLOAT

@@ -1,10 +1,10 @@
-/* Ctrl-C that waits until code which it must not interrupt is done. */
+/* Ctrl-C (SIGINT) that waits while code runs which it must not interrupt. */
 
 #include <signal.h>
 
 static volatile sig_atomic_t interrupted = 0;
 static int holding = 0;
-static struct sigaction interrupt_before;
+static struct sigaction action_before;
 
 static void note_interrupt(int number)
 {
@@ -20,7 +20,7 @@ static void hold_interrupts_here(void)
     interrupted = 0;
     noting.sa_handler = note_interrupt;
     noting.sa_flags = SA_RESTART;
-    sigaction(SIGINT, &noting, &interrupt_before);
+    sigaction(SIGINT, &noting, &action_before);
 }
 
 static void release_interrupts_here(void)
@@ -29,7 +29,7 @@ static void release_interrupts_here(void)
 
     if (holding == 0 || --holding) return; /* 0: see below */
     sigaction(SIGINT, NULL, &now);
-    if (now.sa_handler == note_interrupt) sigaction(SIGINT, &interrupt_before, NULL); /* else somebody has set another */
+    if (now.sa_handler == note_interrupt) sigaction(SIGINT, &action_before, NULL); /* else somebody has set another */
     if (interrupted) raise(SIGINT); /* to whoever handles it */
 }
 
@@ -38,6 +38,6 @@ static void forget_interrupts_here(void)
 {
     if (holding) {
         holding = 0;
-        sigaction(SIGINT, &interrupt_before, NULL);
+        sigaction(SIGINT, &action_before, NULL);
     }
 }

@@ -24,6 +24,7 @@ cdef extern from "petscsys.h" nogil:
         PETSC_DECIDE
     PetscFileMode FILE_MODE_READ
     PetscFileMode FILE_MODE_APPEND
+    int PETSC_VERSION_MAJOR, PETSC_VERSION_MINOR
     PetscErrorCode PetscFinalized(PetscBool*)
     PetscErrorCode PetscCommDuplicate(MPI_Comm, MPI_Comm*, PetscMPIInt*)
     PetscErrorCode PetscCommDestroy(MPI_Comm*)
@@ -42,6 +43,20 @@ cdef extern from "petsclog.h" nogil:
     PetscErrorCode PetscLogEventRegister(const char*, PetscClassId, PetscLogEvent*)
     PetscErrorCode PetscLogEventBegin(PetscLogEvent, PetscObject, PetscObject, PetscObject, PetscObject)
     PetscErrorCode PetscLogEventEnd(PetscLogEvent, PetscObject, PetscObject, PetscObject, PetscObject)
+
+cdef extern from *:
+    """
+    #include <petsclog.h>
+    #if !defined(PETSC_USE_LOG)  /* the counters exist only in a PETSc with logging */
+      #define count_message(nbytes) ((void)(nbytes))
+    #elif PETSC_VERSION_GE(3, 20, 0)
+      #define count_message(nbytes) ((void)PetscAddLogDouble(&petsc_send_ct, &petsc_send_ct_th, 1), \\
+                                     (void)PetscAddLogDouble(&petsc_send_len, &petsc_send_len_th, (nbytes)))
+    #else
+      #define count_message(nbytes) (petsc_send_ct += 1, petsc_send_len += (nbytes))
+    #endif
+    """
+    void count_message(long long nbytes) noexcept nogil  # as of a message that is sent
 
 cdef extern from "petscvec.h" nogil:
     ctypedef struct _p_Vec

@@ -1,7 +1,7 @@
-/* Mapped files, and what happens when the disk does not deliver one: SIGBUS.
+/* Mapped rows, and the signal that comes where the disk does not deliver one: SIGBUS.
 
-   A fault inside a mapping that was noted here ends the job with one sentence; any other
-   one goes where it went before. */
+   A fault inside a range that is registered here ends the job with one sentence; any other
+   fault goes to the handler that was there before. */
 
 #include <mpi.h>
 #include <signal.h>
@@ -9,14 +9,14 @@
 #include <string.h>
 #include <unistd.h>
 
-struct mapped {
+struct mapped_range {
     const char *start;
     size_t length;
-    const char *what; /* "dataset ... of file ..." */
-    struct mapped *before, *after;
+    const char *description; /* "dataset ... of file ..." */
+    struct mapped_range *previous, *next;
 };
 
-static struct mapped *volatile first_mapped = NULL;
+static struct mapped_range *volatile first_mapped = NULL;
 static struct sigaction sigbus_before;
 
 static void sigbus_say(const char *words)
@@ -28,21 +28,21 @@ static void sigbus(int number, siginfo_t *info, void *context)
 {
     const char *address = (const char *)info->si_addr;
     char host[256] = "";
-    int running = 0, over = 0;
+    int initialized = 0, finalized = 0;
 
-    for (struct mapped *m = first_mapped; m && info->si_code > 0; m = m->after)
+    for (struct mapped_range *m = first_mapped; m && info->si_code > 0; m = m->next)
         if (address >= m->start && address < m->start + m->length) {
             gethostname(host, sizeof host - 1);
             sigbus_say("localckpt: the disk does not deliver a checkpoint that was stored, on ");
             sigbus_say(host);
             sigbus_say(": ");
-            sigbus_say(m->what);
+            sigbus_say(m->description);
             sigbus_say(" (SIGBUS: truncated, or an input/output error). The job ends here.\n");
             signal(SIGALRM, SIG_DFL); /* where MPI cannot abort from here, this ends the process */
             alarm(5);
-            MPI_Initialized(&running);
-            MPI_Finalized(&over);
-            if (running && !over) MPI_Abort(MPI_COMM_WORLD, 1);
+            MPI_Initialized(&initialized);
+            MPI_Finalized(&finalized);
+            if (initialized && !finalized) MPI_Abort(MPI_COMM_WORLD, 1);
             _exit(1);
         }
     if (sigbus_before.sa_flags & SA_SIGINFO)
@@ -66,18 +66,18 @@ static void watch_sigbus(void)
     sigaction(SIGBUS, &ours, &sigbus_before);
 }
 
-static void note_mapped(struct mapped *m)
+static void register_mapped(struct mapped_range *m)
 {
     watch_sigbus();
-    m->before = NULL;
-    m->after = first_mapped;
-    if (m->after) m->after->before = m;
+    m->previous = NULL;
+    m->next = first_mapped;
+    if (m->next) m->next->previous = m;
     first_mapped = m;
 }
 
-static void forget_mapped(struct mapped *m)
+static void unregister_mapped(struct mapped_range *m)
 {
-    if (m->after) m->after->before = m->before;
-    if (m->before) m->before->after = m->after;
-    else first_mapped = m->after;
+    if (m->next) m->next->previous = m->previous;
+    if (m->previous) m->previous->next = m->next;
+    else first_mapped = m->next;
 }

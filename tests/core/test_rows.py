@@ -11,7 +11,8 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 from localckpt import ChecksumError, LayoutError, TransferError, VecFile
-from localckpt._rows import Descriptor, Pool, Row
+from localckpt._descriptor import Descriptor
+from localckpt._rows import Pool, Row
 
 WORLD = MPI.COMM_WORLD
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -155,7 +156,8 @@ def test_a_file_that_may_grow_no_more_is_an_error(run_script, file):
         """
 import errno, resource, signal
 from localckpt import TransferError
-from localckpt._rows import Descriptor, Pool
+from localckpt._descriptor import Descriptor
+from localckpt._rows import Pool
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path, size = sys.argv[1], os.path.getsize(sys.argv[1])
 pool = Pool(Descriptor(path, os.O_RDWR), True)
@@ -314,7 +316,8 @@ def test_a_row_that_nobody_wrote_is_an_error(shared_tmp, raises_everywhere):
 def test_what_a_forked_child_may_still_read_is_not_written_over(file, run_script):
     done = run_script(
         """
-from localckpt._rows import Descriptor, Pool
+from localckpt._descriptor import Descriptor
+from localckpt._rows import Pool
 pool = Pool(Descriptor(sys.argv[1], os.O_RDWR), True, "a")
 pool.add(0, 8*2**16, 2)
 row = pool.claim()
@@ -340,7 +343,8 @@ assert os.waitstatus_to_exitcode(os.wait()[1]) == 1
 def test_a_forked_child_reads_but_does_not_write(file, run_script):
     done = run_script(
         """
-from localckpt._rows import Descriptor, Pool
+from localckpt._descriptor import Descriptor
+from localckpt._rows import Pool
 pool = Pool(Descriptor(sys.argv[1], os.O_RDWR), True, "a")
 pool.add(0, 80, 1)
 row = pool.claim()
@@ -364,7 +368,8 @@ row.write(2*np.ones(10))
 def test_a_forked_child_writes_rows_of_its_own(file, run_script):
     done = run_script(
         """
-from localckpt._rows import Descriptor, Pool
+from localckpt._descriptor import Descriptor
+from localckpt._rows import Pool
 if os.fork() == 0:
     pool = Pool(Descriptor(sys.argv[1], os.O_RDWR), True, "a")
     pool.add(0, 80, 1)

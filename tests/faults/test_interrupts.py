@@ -11,7 +11,7 @@ def test_an_interrupted_save_leaves_a_store_whole(run_script, tmp_path):
     done = run_script(
         """
 import resource, signal
-from localckpt import _vecfile
+from localckpt import _descriptor
 from localckpt.storage.store import Store
 store, calls, at = Store(MPI.COMM_SELF, sys.argv[1]), [], 0
 
@@ -25,7 +25,7 @@ class Interrupting:
         return getattr(resource, name)
 
 
-_vecfile.resource = Interrupting()
+_descriptor.resource = Interrupting()
 stored, interrupted = [], 0
 for key in range(30):
     at = key % 3

@@ -71,7 +71,8 @@ def run(tmp_path, run_script, faulty):
 
 
 ROWS = """
-from localckpt._rows import Descriptor, Pool
+from localckpt._descriptor import Descriptor
+from localckpt._rows import Pool
 pool = Pool(Descriptor(sys.argv[1] + "/first", os.O_RDWR | os.O_CREAT), True)
 pool.add(24, 8*SIZE, 20)
 rows = [pool.claim() for i in range(20)]
