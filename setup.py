@@ -17,7 +17,7 @@ def stop(sentence):
 
 
 def petsc_configuration():
-    """What to compile with: include folders, flags, library folders, link arguments."""
+    """What to compile with: include directories, flags, library directories, link arguments."""
     try:
         import Cython
         import mpi4py
@@ -68,7 +68,7 @@ def petsc_configuration():
     if "\nparallel" not in found.stdout:
         stop("PETSc's HDF5 was built without MPI; build HDF5 with --enable-parallel, and PETSc with that one")
     includes = [*petsctools.get_petsc_dirs(subdir="include"), petsc4py.get_include(), mpi4py.get_include()]
-    libraries = [folder for folder in petsctools.get_petsc_dirs(subdir="lib") if os.path.isdir(folder)]
+    libraries = [directory for directory in petsctools.get_petsc_dirs(subdir="lib") if os.path.isdir(directory)]
     link = ["-Wl,--as-needed"]  # _petsc needs none, and can say so where there is another PETSc
     link += shlex.split(variables.get("PETSC_LIB_BASIC", "-lpetsc"))  # Debian's is called -lpetsc_real
     link += shlex.split(variables.get("HDF5_LIB", "-lhdf5"))

@@ -161,7 +161,7 @@ def test_failures_are_silent(tmp_path, run_script, ranks):
     result = run_script(FAILURES, tmp_path, ranks=ranks)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == (
-        "ClosedFileError MissingFileError LayoutError NotHDF5Error TransferError TypeError MissingDatasetError\n"
+        "ClosedFileError LayoutError MissingDatasetError MissingFileError NotHDF5Error TransferError TypeError\n"
     )
 
 

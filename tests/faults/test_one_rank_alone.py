@@ -11,6 +11,10 @@ FAULTS = """
 import errno, functools, importlib, itertools, signal
 from types import ModuleType
 
+# The compiled modules in which an operation on a file makes calls of Python.
+CORE = ["localckpt._checksum", "localckpt._collective", "localckpt._dataset", "localckpt._descriptor",
+        "localckpt._handle", "localckpt._transfer", "localckpt._vecfile"]
+
 # The names in a module that are not made to fail: what is collective is made of others that are, and an exception is
 # raised whatever it is.
 SPARED = {
@@ -92,7 +96,7 @@ def in_turn(faults, scenario, check):
 VECFILE = (
     FAULTS
     + """
-faults = Faults("localckpt._vecfile", "localckpt._collective")
+faults = Faults(*CORE)
 x = PETSc.Vec().createSeq(6 + comm.rank)
 x.setBlockSize(1)
 
@@ -137,7 +141,7 @@ STORE = (
     FAULTS
     + """
 from localckpt.storage.store import Store
-faults = Faults("localckpt._vecfile", "localckpt._collective", "localckpt.storage.engines", "localckpt.storage.store")
+faults = Faults(*CORE, "localckpt.storage.engines", "localckpt.storage.store")
 arrays = [np.full(40_000 * (i % 3 > 1) + 10 + comm.rank, float(i)) for i in range(5)]
 
 
