@@ -13,6 +13,10 @@ from importlib.util import find_spec
 from os.path import dirname
 from typing import TYPE_CHECKING
 
+# Before the compiled modules: it registers the removal of directories at exit, which has to come after theirs, the
+# closing of files.
+from localckpt.storage import run_directories  # noqa: F401
+
 if find_spec("localckpt._petsc") is None:
     raise ImportError(
         f"the localckpt in {dirname(__file__)} is not compiled: to use the one that is installed, start "

@@ -49,14 +49,14 @@ cdef class VecFile:
 
     An HDF5 file of PETSc Vecs on any communicator.
 
-    What is stored under a name is the part of a Vec or array that each rank of `comm`
-    owns, in rank order, whatever communicator the Vec itself lives on: on
+    Each rank of `comm` stores the part of a Vec or array that it owns; a dataset has the
+    parts of all ranks in rank order.  The Vec itself may live on any communicator: on
     ``COMM_SELF`` each rank has a file of its own.  The file is an ordinary PETSc HDF5
-    file: ``VecLoad``, h5py and h5dump read it, and files that ``VecView`` wrote are
-    read here.  Opening is collective on `comm`.
+    file: ``VecLoad``, h5py and h5dump read it, and VecFile reads files that ``VecView``
+    wrote.  Opening is collective on `comm`.
 
-    Each dataset carries a checksum of its numbers, which reading verifies (not where it
-    converts them, to float64 from float32, say); a program that changes them in place has
+    Each dataset carries a checksum of its numbers. Reading verifies it, unless the numbers
+    are converted (to float64 from float32, say); a program that changes them in place has
     to delete the attribute ``localckpt_checksum``.  Threads wait for each other; on
     several ranks they have to come in the same order.  A forked child cannot use the files
     of its parent, and ends without finalizing PETSc and MPI (with exit status 0, or 1 after
@@ -69,12 +69,12 @@ cdef class VecFile:
     path : str or os.PathLike
         The file, the same on every rank of `comm`.
     mode : {"r", "w", "x", "a"}
-        Read; create or truncate; create what must not exist, a link included; read and
-        write, creating the file if it is missing.
+        "r": read. "w": create or truncate. "x": create; nothing may exist at the path, not
+        even a link. "a": read and write, and create the file if it is missing.
     collective : bool, optional
         Use collective MPI-IO transfers (``PetscViewerHDF5SetCollective``): worth it for
-        many ranks on a parallel filesystem.  Default: the PETSc option
-        ``-localckpt_collective``, else False.
+        many ranks on a parallel filesystem.  By default the PETSc option
+        ``-localckpt_collective`` decides, or else False.
 
     Raises
     ------
@@ -103,7 +103,7 @@ cdef class VecFile:
     # ------------------------------------------------------------------ writing
 
     def write(self, name, vec):
-        """Store a Vec under `name`, replacing what has the same name and sizes.
+        """Store a Vec under `name`, replacing one of the same name and sizes.
 
         Collective on the file's communicator.  `vec` may live on any communicator;
         its data is not copied.
@@ -111,7 +111,7 @@ cdef class VecFile:
         Parameters
         ----------
         name : str
-            Any non-empty string; '/' makes no group.
+            Any non-empty string; a '/' in it does not make a group.
         vec : petsc4py.PETSc.Vec
 
         Raises
@@ -124,7 +124,7 @@ cdef class VecFile:
         petsc.VecView, petsc.VecCreateMPIWithArray
         """
         cdef PetscVec v = NULL
-        cdef PetscInt n = 0, bs = 1
+        cdef PetscInt n = 0, block_size = 1
         cdef const PetscScalar* data = NULL
         cdef bint has_array = False  # a NULL array, of no entries, has to be given back, too
         cdef Handle handle = begin_section_on(self)
@@ -133,13 +133,14 @@ cdef class VecFile:
             try:
                 v = petsc_vec(vec)
                 CHKERR(VecGetLocalSize(v, &n))
-                CHKERR(VecGetBlockSize(v, &bs))
+                CHKERR(VecGetBlockSize(v, &block_size))
                 CHKERR(VecGetArrayRead(v, &data))
                 has_array = True
             except Exception as exc:
                 error = exc
             try:
-                write_entries(handle, name, data, n, bs, () if bs == 1 else (bs,), SCALAR, error)
+                row_shape = () if block_size == 1 else (block_size,)
+                write_entries(handle, name, data, n, block_size, row_shape, SCALAR, error)
             finally:
                 if has_array:
                     VecRestoreArrayRead(v, &data)
@@ -150,54 +151,54 @@ cdef class VecFile:
         """Store each rank's `array` under `name`, concatenated along the first axis.
 
         Collective on the file's communicator.  Entries of PETSc's scalar type are
-        written as a Vec whose block size is the number of entries in a row; other
-        numbers as a plain dataset.  Copies only an array that is not C-contiguous.
+        written as a Vec whose block size is the number of entries in a row, other
+        numbers as a plain dataset.  Only an array that is not C-contiguous is copied.
 
         Parameters
         ----------
         name : str
         array : numpy.ndarray
-            Float, complex or integer; the rows are of one shape on all ranks.
+            Of float, complex or integer numbers. Its rows have the same shape on all ranks.
 
         Raises
         ------
         FileAccessError, LayoutError, ClosedFileError, TransferError
             On every rank of the file's communicator.
         """
-        cdef long long row = 1
+        cdef long long row_size = 1
         cdef long long data = 0
         cdef Handle handle = begin_section_on(self)
         error = None
-        n, rows, dtype = 0, (), SCALAR
+        n, row_shape, dtype = 0, (), SCALAR
         try:
             try:
                 array = np.ascontiguousarray(array)
-                row = max(1, int(np.prod(array.shape[1:], dtype=np.int64)))
+                row_size = max(1, int(np.prod(array.shape[1:], dtype=np.int64)))
                 hdf5_type(array.dtype)
-                n, rows, dtype, data = array.size, array.shape[1:], array.dtype, array.ctypes.data
+                n, row_shape, dtype, data = array.size, array.shape[1:], array.dtype, array.ctypes.data
                 if dtype == SCALAR:  # a Vec has one block size
-                    rows = () if row == 1 else (row,)
+                    row_shape = () if row_size == 1 else (row_size,)
             except Exception as exc:
                 error = exc
-            write_entries(handle, name, <const void*> data, n, row, rows, dtype, error)
+            write_entries(handle, name, <const void*> data, n, row_size, row_shape, dtype, error)
         finally:
             end_section()
 
     # ------------------------------------------------------------------ reading
 
     def read(self, name, vec, *, timestep=None):
-        """Fill `vec` with what is stored under `name`.
+        """Fill `vec` with the Vec stored under `name`.
 
-        Collective on the file's communicator.  The bytes land once, in the Vec's own
-        memory (``VecLoad`` would allocate an array and replace the Vec's).
+        Collective on the file's communicator.  The bytes are read directly into the Vec's
+        memory (``VecLoad`` would allocate another array and replace the Vec's).
 
         Parameters
         ----------
         name : str
         vec : petsc4py.PETSc.Vec
-            Partitioned like the one that was written.
+            Partitioned like the Vec that was written.
         timestep : int, optional
-            Which row to read of a dataset with the attribute ``timestepping``.
+            The row to read from a dataset with the attribute ``timestepping``.
 
         Raises
         ------
@@ -231,7 +232,7 @@ cdef class VecFile:
             end_section()
 
     def read_array(self, name, array, *, timestep=None):
-        """Fill `array` with this rank's part of what is stored under `name`.
+        """Fill `array` with this rank's part of the array stored under `name`.
 
         Collective on the file's communicator.
 
@@ -239,7 +240,7 @@ cdef class VecFile:
         ----------
         name : str
         array : numpy.ndarray
-            C-contiguous and writeable, of as many entries as were written here.
+            C-contiguous and writeable, of as many entries as this rank has written.
         timestep : int, optional
             As for :meth:`read`.
 
@@ -265,11 +266,11 @@ cdef class VecFile:
             end_section()
 
     def create_rows(self, name, rows, array, *, limit=2**28, room=float("inf"), checksums=False):
-        """Make a dataset for arrays like `array`, one in each row, at its final place in the file.
+        """Create a dataset for arrays like `array`, one in each row, at its final place in the file.
 
-        Collective on the file's communicator.  Nothing is written: each rank moves its own
-        part of a row by itself (:class:`localckpt._rows.Pool`).  To PETSc row k is timestep k
-        (``PetscViewerHDF5PushTimestepping``) of a Vec.
+        Collective on the file's communicator.  Nothing is written: each rank writes and reads its
+        own part of a row by itself (:class:`localckpt._rows.Pool`).  For PETSc row k is timestep k
+        of a Vec (``PetscViewerHDF5PushTimestepping``).
 
         Parameters
         ----------
@@ -278,21 +279,22 @@ cdef class VecFile:
         array : numpy.ndarray
             As large as this rank's part of a row.
         limit : int, optional
-            Make fewer rows, but at least one, where they would take more bytes than this.
+            Create fewer rows, but at least one, if all would take more bytes than this.
         room : float, optional
-            Bytes that all rows of all ranks may take at most, the same on every rank.
+            The bytes that all rows of all ranks may take, the same on every rank.
         checksums : bool, optional
-            Make a place for checksums of the rows, too, which reading a row verifies.
+            Create a table for checksums of the rows, too. Reading a row verifies it.
 
         Returns
         -------
         first : int
-            Where in the file this rank's part of row 0 is.
+            Offset in the file of this rank's part of row 0.
         stride : int
             Bytes from one row to the next.
         rows : int
+            How many rows were created.
         checksums : int or None
-            Where the checksum of this rank's part of row 0 is.
+            Offset in the file of the checksum of this rank's part of row 0.
 
         Raises
         ------
@@ -305,10 +307,10 @@ cdef class VecFile:
         finally:
             end_section()
 
-    # ------------------------------------------------------------------ looking
+    # ------------------------------------------------------------------ contents
 
     def names(self):
-        """Names of all datasets, sorted. Not collective.
+        """Return the names of all datasets, sorted. Not collective.
 
         Returns
         -------
@@ -335,13 +337,13 @@ cdef class VecFile:
             end_section()
 
     def sizes(self, name):
-        """Local and global number of entries stored under `name`. Not collective.
+        """Return the local and the global number of entries stored under `name`. Not collective.
 
         Returns
         -------
         local : int or None
-            What this rank wrote; None for a file that PETSc itself wrote, or that
-            another number of ranks wrote.
+            As many as this rank has written; None if PETSc itself wrote the file, or another
+            number of ranks.
         global : int
 
         Raises
@@ -360,10 +362,10 @@ cdef class VecFile:
         finally:
             end_section()
 
-    # ------------------------------------------------------------------ the end
+    # ------------------------------------------------------------------ flushing and closing
 
     def flush(self):
-        """Bring all that was written to the system. Collective on the file's communicator.
+        """Hand everything that was written to the operating system. Collective on the file's communicator.
 
         Raises
         ------
@@ -383,12 +385,12 @@ cdef class VecFile:
             end_section()
 
     def agree(self, bytearray flags not None):
-        """Keep those of `flags` that every rank has set. Collective on the file's communicator.
+        """Clear those of `flags` that are not set on every rank. Collective on the file's communicator.
 
         Parameters
         ----------
         flags : bytearray
-            0 or 1 each, changed in place; as many on every rank.
+            Each is 0 or 1. Changed in place; of the same length on every rank.
         """
         cdef char* bits = PyByteArray_AS_STRING(flags)
         cdef int n = <int> len(flags)
@@ -402,7 +404,7 @@ cdef class VecFile:
             end_section()
 
     def close(self):
-        """Close the file; again is no error. Collective on the file's communicator.
+        """Close the file, unless it is closed. Collective on the file's communicator.
 
         Raises
         ------
@@ -413,10 +415,10 @@ cdef class VecFile:
             self._handle.close()
 
     def drop(self):
-        """Do without this file from now on. Not collective.
+        """Give up the file without waiting for other ranks. Not collective.
 
-        A file of one rank is closed at once; one of several when all of them have
-        dropped it: the next time that a file is opened on its communicator, or at exit.
+        A file of one rank is closed at once. A file of several ranks is closed when all of
+        them have dropped it: the next time that a file is opened on its communicator, or at exit.
         """
         cdef Handle handle = self._handle
         self._handle = None
@@ -427,7 +429,7 @@ cdef class VecFile:
 
     @property
     def descriptor(self):
-        """localckpt._rows.Descriptor: a plain one of the file; it may outlive this object."""
+        """localckpt._descriptor.Descriptor: a plain descriptor of the file, which may outlive this object."""
         cdef Handle handle = begin_section_on(self)
         end_section()
         return handle.descriptor

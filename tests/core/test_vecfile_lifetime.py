@@ -13,12 +13,12 @@ import pytest
 from mpi4py import MPI
 from petsc4py import PETSc
 
-from localckpt import ClosedFileError, StorageError, TransferError, VecFile, _vecfile
+from localckpt import ClosedFileError, StorageError, TransferError, VecFile, _dataset
 
 WORLD = MPI.COMM_WORLD
 
 
-HDF5 = ctypes.CDLL(_vecfile.__file__)  # finds the HDF5 that this uses: h5py may have one of its own
+HDF5 = ctypes.CDLL(_dataset.__file__)  # finds the HDF5 that this uses: h5py may have one of its own
 HDF5.H5Inmembers.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_ulonglong)]
 
 
@@ -297,6 +297,19 @@ def test_hdf5s_error_handler_is_as_before(shared_tmp, make_vec):
     with pytest.raises(StorageError):
         VecFile(WORLD, shared_tmp)
     assert installed() == before
+
+
+@pytest.mark.parametrize("first", ["_vecfile", "storage.store", "storage.run_directories"])
+def test_files_are_closed_at_exit_before_their_directories_are_removed(first):
+    # atexit calls last what was registered first.
+    code = f"""if True:
+        import atexit
+        modules, register = [], atexit.register
+        atexit.register = lambda function, *args: modules.append(function.__module__) or register(function, *args)
+        import localckpt.{first}, localckpt._vecfile
+        print(*[name for name in modules if name.startswith("localckpt.")])"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["localckpt.storage.run_directories", "localckpt._handle"], done.stderr
 
 
 @pytest.mark.parametrize("ranks", [0, 2])
