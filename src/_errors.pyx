@@ -44,18 +44,18 @@ __all__ = [
 # -----------------------------------------------------------------------------
 
 class StorageError(Exception):
-    """Root of everything that localckpt's storage raises.
+    """Base class of the exceptions that localckpt's storage raises.
 
     Parameters
     ----------
     cause : str
-        What went wrong, in PETSc's, HDF5's or the system's words where there are any.
+        The cause, in the words of PETSc, HDF5 or the system if they gave any.
     file : str, optional
         Path of the file concerned.
     dataset : str, optional
         Name of the dataset concerned.
     rank : int, optional
-        Rank (in the file's communicator) on which it went wrong first.
+        The lowest rank (in the file's communicator) that failed.
     errno : int, optional
         The system's error number.
     """
@@ -80,11 +80,11 @@ class StorageError(Exception):
 
 
 class MissingFileError(StorageError, FileNotFoundError):
-    """The file, or the directory it should go into, does not exist."""
+    """The file, or the directory that it was to be created in, does not exist."""
 
 
 class ExistingFileError(StorageError, FileExistsError):
-    """There is something at the path where a new file was to be."""
+    """Something exists at the path of a file that was to be created."""
 
 
 class FileAccessError(StorageError, PermissionError):
@@ -92,7 +92,7 @@ class FileAccessError(StorageError, PermissionError):
 
 
 class NotHDF5Error(StorageError, OSError):
-    """The file is there but is not a whole HDF5 file."""
+    """The file exists but is not a whole HDF5 file."""
 
 
 class MissingDatasetError(StorageError, KeyError):
@@ -104,7 +104,7 @@ class LayoutError(StorageError, ValueError):
 
 
 class ClosedFileError(StorageError, ValueError):
-    """The file, or the communicator it was to live on, is gone."""
+    """The file is closed, or its communicator has been freed."""
 
 
 class TransferError(StorageError, OSError):
@@ -116,7 +116,7 @@ class ChecksumError(TransferError):
 
 
 class LostCheckpointError(StorageError, OSError):
-    """A checkpoint could be stored nowhere: the run cannot go on."""
+    """A checkpoint could not be stored in any directory: the run cannot go on."""
 
 
 # -----------------------------------------------------------------------------

@@ -35,8 +35,8 @@ cdef enum:
 
 # An empty HDF5 file in the format of HDF5 1.8, whose metadata carry checksums: superblock of version 2
 # and header of the root group. HDF5 appends in the format of the file; PETSc creates older ones.
-# It is as long as the blocks in which HDF5 allocates metadata: from there on what it allocates begins at
-# multiples of what is allocated, and mapped numbers are where a CPU wants them.
+# It is as long as the blocks in which HDF5 allocates metadata, so that datasets begin at multiples of
+# such a block, and mapped numbers are aligned as a CPU wants them.
 cdef bytes EMPTY_FILE = (
     b"\x89HDF\r\n\x1a\n\x02\x08\x08\0" + bytes(8) + b"\xff" * 8 + b"\0\x08" + bytes(6) + b"\x30" + bytes(7)
     + b"\xec\x1c\x6e\x94"                                              # the superblock's checksum
@@ -195,7 +195,7 @@ cdef class Handle:
         return 0
 
     cdef int abandon(self) except -1:
-        """Give back what an opening that failed has taken."""
+        """Undo an opening that failed."""
         if self.dxpl != H5P_DEFAULT:
             H5Pclose(self.dxpl)
         if self.viewer != NULL:
@@ -209,10 +209,10 @@ cdef class Handle:
 
 
 cdef discard_writes(Handle handle):
-    """Let MPI-IO write to another file from now on, which nobody reads. Not collective, and never raises.
+    """Let MPI-IO's descriptors refer to another file, which nobody reads. Not collective, and never raises.
 
-    HDF5 writes its metadata when it closes a file; if it cannot, it keeps the id of what
-    it has freed, and crashes on it at exit.
+    HDF5 writes its metadata when it closes a file; if it cannot, it keeps the id of an object
+    that it has freed, and crashes on it at exit.
     """
     for number in handle.mpiio_descriptors:
         try:
@@ -361,9 +361,9 @@ cdef int open_discard_descriptor() except -1:
 
 
 cdef bint open_descriptors(Handle handle) except -1:
-    """Open a plain descriptor on every rank; whether the file is new. Collective.
+    """Open a plain descriptor on every rank, and return whether the file is new. Collective.
 
-    MPI-IO and HDF5 go on where some ranks see a file and others don't, and then hang.
+    Where some ranks see a file and others don't, MPI-IO and HDF5 would go on, and then hang.
     """
     cdef bint is_new = False
     for rank0s_turn in (True, False):  # rank 0 creates the file, then the others look for it
@@ -390,7 +390,7 @@ cdef int open_descriptor(Handle handle) except -1:
         flags |= os.O_CREAT
     try:
         handle.descriptor = Descriptor(handle.path, flags)
-        if os.path.isdir(handle.path):  # which can be opened for reading
+        if os.path.isdir(handle.path):  # a directory can be opened for reading
             raise IsADirectoryError(_errno.EISDIR, os.strerror(_errno.EISDIR))
     except OSError as exc:
         kind = (MissingFileError if exc.errno in (_errno.ENOENT, _errno.ENOTDIR) else
@@ -410,7 +410,7 @@ cdef set prepare_file(Handle handle, bint is_new):
     error = None
     try:
         if is_new and handle.rank == 0:
-            # Not by HDF5, which crashes at exit on what it could not write.
+            # Not by HDF5, which crashes at exit on metadata that it could not write.
             os.ftruncate(handle.descriptor.fd, 0)
             written = 0
             while written < len(EMPTY_FILE):

@@ -1,7 +1,7 @@
 # cython: language_level=3
-"""The PETSc that localckpt was compiled for: whether petsc4py uses such a one.
+"""The check that petsc4py uses a PETSc like the one that localckpt was compiled for.
 
-It needs no library itself, so that it can be asked before another PETSc fails to load, or crashes.
+This module is linked to no library, so that it can be imported before another PETSc fails to load, or crashes.
 """
 
 import numpy as np
@@ -12,14 +12,14 @@ from mpi4py.libmpi cimport MPI_Comm
 from petsc cimport PETSC_VERSION_MAJOR, PETSC_VERSION_MINOR, PetscInt, PetscReal, PetscScalar
 
 
-cdef str describe(version, kind, scalar, integer, handle, extra):
-    # Open MPI's handles are pointers, MPICH's and its kin's are ints.
-    return (f"PETSc {version[0]}.{version[1]} with {kind}{8 * scalar} scalars and {8 * integer}-bit indices "
-            f"on {'Open MPI' if handle > 4 else 'MPICH'}{extra}")
+cdef str describe(version, kind, scalar_size, index_size, comm_size, extra):
+    # Handles of Open MPI are pointers, those of MPICH and its kin are ints.
+    return (f"PETSc {version[0]}.{version[1]} with {kind}{8 * scalar_size} scalars and {8 * index_size}-bit indices "
+            f"on {'Open MPI' if comm_size > 4 else 'MPICH'}{extra}")
 
 
 def check():
-    """Raise an ImportError that names both, where they differ."""
+    """Raise an ImportError that names both if they differ."""
     scalar = np.dtype(PETSc.ScalarType)
     compiled = describe((PETSC_VERSION_MAJOR, PETSC_VERSION_MINOR),
                         "complex" if sizeof(PetscScalar) > sizeof(PetscReal) else "float",

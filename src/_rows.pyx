@@ -82,7 +82,7 @@ cdef int transfer(int fd, char* data, size_t nbytes, off_t offset, bint writing)
 
 @cython.final
 cdef class Pool:
-    """Pool(file, recycle, name=""): rows of one size, of which some are free.
+    """Pool(file, recycle, name=""): rows of one size in a file, some of them free.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ cdef class Pool:
             self.checksums.update((first + i * stride, checksums + i * checksum_stride) for i in range(count))
 
     def claim(self):
-        """A free Row, or None."""
+        """Take a free row and return it, or None if there is none."""
         cdef Row row
         if not self.free_offsets:
             return None
@@ -234,9 +234,9 @@ cdef class Row:
             posix_fadvise(self.pool.file.fd, self.offset, nbytes, POSIX_FADV_WILLNEED)
 
     def map(self, shape, dtype):
-        """A new array that shows the row's bytes without a copy. Not collective.
+        """Return a new array of the row's bytes, without a copy. Not collective.
 
-        Pages that somebody writes to are copied first; the row lives as long as the array.
+        A page of it is copied when it is first written to. The row stays taken as long as the array lives.
 
         Parameters
         ----------

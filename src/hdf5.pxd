@@ -1,5 +1,5 @@
-# What localckpt uses of HDF5's C API (hdf5.h), on the ids that PETSc's viewer hands out.
-# 1.8 to 1.14 spell these alike; iterators that changed are reached by casts.
+# The part of HDF5's C API (hdf5.h) that localckpt uses. It is the same from 1.8 to 1.14; callbacks whose
+# arguments have changed are cast.
 
 from libc.stdint cimport int64_t
 

@@ -29,8 +29,8 @@ static void release_interrupts_here(void)
 
     if (holding == 0 || --holding) return; /* 0: see below */
     sigaction(SIGINT, NULL, &now);
-    if (now.sa_handler == note_interrupt) sigaction(SIGINT, &action_before, NULL); /* else somebody has set another */
-    if (interrupted) raise(SIGINT); /* to whoever handles it */
+    if (now.sa_handler == note_interrupt) sigaction(SIGINT, &action_before, NULL); /* else another one was set meanwhile */
+    if (interrupted) raise(SIGINT); /* for the handler that is installed now */
 }
 
 /* A forked child is in no such section, whatever its parent's threads were in. */

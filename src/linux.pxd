@@ -1,4 +1,4 @@
-# What localckpt uses of Linux's C API, beyond what Cython's own libc and posix declare.
+# The part of Linux's C API that localckpt uses and Cython's own libc and posix do not declare.
 
 from posix.types cimport off_t
 

@@ -1,4 +1,4 @@
-# What localckpt uses of PETSc's C API, each name with the header it is from.
+# The part of PETSc's C API that localckpt uses, each name with the header it is from.
 # PetscInt and PetscScalar are whatever size and kind PETSc was configured with.
 
 from hdf5 cimport hid_t
