@@ -115,8 +115,8 @@ def main(options: argparse.Namespace) -> int:
     directories = world.bcast(options.dir or default_directories(ranks))
     timestep = options.timestep * 1e6
     results = [measure_directory(name, ranks, options.seconds / len(directories), timestep) for name in directories]
-    on_disk = [result for result in results if result.timestep and not result.in_ram]
-    best = min(on_disk, key=lambda result: result.timestep.total).directory if on_disk else None
+    costs = {result.directory: result.timestep.total for result in results if result.timestep and not result.in_ram}
+    best = min(costs, key=costs.__getitem__, default=None)
     if world.rank == 0 and options.json:
         print_json(world.size, results, best)
     elif world.rank == 0:
@@ -237,7 +237,7 @@ def typical(budget: float, call: Callable[..., Any], *args: Any) -> float:
 
 def measure_disk(nbytes: int, file: int, most: int, budget: float) -> list[Timing]:
     """Writes that wait for the disk, and reads of what the page cache does not hold."""
-    array = np.random.default_rng(1).random(nbytes // 8)
+    array: Any = np.random.default_rng(1).random(nbytes // 8)
     os.ftruncate(file, 0)
     moved, begin = 0, perf_counter()
     while moved < most and perf_counter() < begin + budget:

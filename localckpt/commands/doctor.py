@@ -136,11 +136,12 @@ def main(options: argparse.Namespace) -> int:
     if not any(finding.fatal and finding.subject != "Firedrake" for finding in findings):  # MPI and PETSc work
         from mpi4py import MPI
 
-        world, node = MPI.COMM_WORLD, MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
+        world = MPI.COMM_WORLD
+        shared = world.Split_type(MPI.COMM_TYPE_SHARED)
         rank, here = world.rank, None
-        if node.rank == 0:
-            findings += [*resource_limits(), *checkpoint_directories(options.dir, node.size)]
-            here = Node(MPI.Get_processor_name(), node.size, findings)
+        if shared.rank == 0:
+            findings += [*resource_limits(), *checkpoint_directories(options.dir, shared.size)]
+            here = Node(MPI.Get_processor_name(), shared.size, findings)
         nodes = [node for node in world.allgather(here) if node]
     found_on: dict[Finding, list[str]] = {}
     for node in nodes:
