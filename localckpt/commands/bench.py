@@ -27,7 +27,10 @@ def add_parser(commands: Any) -> None:
         epilog="Exit status: 0, or 1 if a directory could not be measured.",
     )
     parser.add_argument(
-        "--dir", nargs="+", metavar="D", help="directories to measure (default: one on each disk that a run may choose)"
+        "--dir",
+        nargs="+",
+        metavar="DIR",
+        help="directories to measure (default: one on each disk that a run may choose)",
     )
     parser.add_argument(
         "--timestep",

@@ -11,6 +11,7 @@ from localckpt.storage.run_directories import RunDirectory
 
 
 def add_parser(commands: Any) -> None:
+    default = [*run_directories.default_parents(), os.getcwd()]
     parser = commands.add_parser(
         "clean",
         help="remove what killed runs have left on this node",
@@ -24,8 +25,8 @@ def add_parser(commands: Any) -> None:
         nargs="*",
         type=directory_name,
         metavar="directory",
-        default=[*run_directories.default_parents(), os.getcwd()],
-        help="where to look (default: %(default)s)",
+        default=default,
+        help=f"where to look (default: {' '.join(default)})".replace("%", "%%"),
     )
     parser.add_argument("--yes", action="store_true", help="remove them; without this option they are only listed")
     parser.add_argument("--json", action="store_true", help="print a JSON list")

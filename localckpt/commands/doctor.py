@@ -23,13 +23,13 @@ from localckpt.storage import run_directories
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor",
-        help="look for what would make a run fail, or slow",
+        help="look for problems that would make a run fail, or slow it down",
         description="Print the installed versions, how ranks are grouped into nodes, the directories for checkpoints "
         "on each node, and resource limits, each with advice where something should change. Under mpiexec, all nodes "
         "are examined.",
         epilog="Exit status: 0, or 1 if a run would fail.",
     )
-    parser.add_argument("--dir", nargs="+", metavar="D", default=[], help="further directories to examine")
+    parser.add_argument("--dir", nargs="+", metavar="DIR", default=[], help="further directories to examine")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.set_defaults(main=main)
 
