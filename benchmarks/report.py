@@ -81,7 +81,7 @@ def main():
     ):
         if found[workload]:
             lines += write(found[workload], folder)
-    (folder / "report.md").write_text("\n".join(lines) + "\n")
+    (folder / "report.md").write_text("\n".join(lines).rstrip("\n") + "\n")
     print("\n".join(lines))
 
 

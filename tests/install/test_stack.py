@@ -11,6 +11,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "install-stack"
 STUBS = """
+missing() { :; }
 for recipe in system_packages virtual_environment build_tools mpi4py petsc petsc4py h5py supermesh \\
               firedrake tools localckpt; do
     eval "$recipe() { echo $recipe >>\\"\\$env/ran\\"; step_of $recipe; }"
@@ -137,7 +138,7 @@ def test_asks_for_system_packages_by_name(stack, tmp_path):
         (tmp_path / tool).chmod(0o755)
     (tmp_path / "scripts").mkdir()
     shutil.copy(SCRIPT.parent / "common", tmp_path / "scripts")
-    (tmp_path / "scripts/head").write_text(head + "system_packages")
+    (tmp_path / "scripts/head").write_text(head + 'system_packages "${SYSTEM_PACKAGES[@]}"')
     asked = subprocess.run(
         ["bash", tmp_path / "scripts/head"],
         capture_output=True,
@@ -147,3 +148,10 @@ def test_asks_for_system_packages_by_name(stack, tmp_path):
     )
     assert asked.returncode != 0
     assert "ask an administrator for:  apt-get install build-essential gfortran" in asked.stdout
+
+
+def test_installs_system_packages_for_an_environment_from_another_machine(stack):
+    stack.run()
+    script = stack.clones[0] / "scripts/install-stack"
+    script.write_text(script.read_text().replace("missing() { :; }", "missing() { echo gfortran; }"))
+    assert stack.run()[3] == ["system_packages"]
