@@ -131,7 +131,8 @@ def default_directories(ranks: int) -> list[str]:
     """The directories that a run may choose, one on each disk. Collective on COMM_WORLD."""
     from mpi4py import MPI
 
-    from localckpt.storage.directories import choose_tiers, raise_everywhere, usable
+    from localckpt._collective import raise_everywhere
+    from localckpt.storage.directories import choose_tiers, usable
 
     chosen, error = [], None
     try:
