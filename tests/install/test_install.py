@@ -1,4 +1,4 @@
-"""Installing localckpt into an environment that is there, and what stops it."""
+"""Installing localckpt into an existing environment, and the errors that prevent it."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def tree(tmp_path):
 
 
 def run(*command, cwd, timeout=60, **variables):
-    # An environment of its own: MPI leaves traces in this process's real one.
+    # os.environ has the variables that this process was started with, without those that MPI has set since.
     return subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
@@ -64,8 +64,8 @@ def pip(verb, tree, *, python=sys.executable, timeout=60, **variables):
     )
 
 
-def test_into_an_environment_that_is_there(tree, tmp_path):
-    """Only localckpt is added: on top of a PETSc that somebody else takes care of."""
+def test_into_an_existing_environment(tree, tmp_path):
+    """Only localckpt is added, to a PETSc that somebody else maintains."""
     overlay = tmp_path / "overlay"
     run(sys.executable, "-m", "venv", "--without-pip", overlay, cwd=tmp_path)
     site = next(overlay.glob("lib/python*/site-packages"))
@@ -76,8 +76,8 @@ def test_into_an_environment_that_is_there(tree, tmp_path):
     assert installed.returncode == 0, installed.stdout
     assert installed.stdout.splitlines()[-1] == "Successfully installed localckpt-0.1.0"
     assert {path.name.split("-")[0] for path in site.glob("*.dist-info")} == {"localckpt"}
-    for shipped in [*tree.glob("localckpt/*.p[yx]*"), *tree.glob("localckpt/py.typed")]:
-        assert (site / "localckpt" / shipped.name).exists()
+    for shipped in [*tree.glob("localckpt/**/*.p[yx]*"), *tree.glob("localckpt/py.typed")]:
+        assert (site / shipped.relative_to(tree)).exists()
 
     asked = run(overlay / "bin" / "localckpt", "clean", tmp_path / "a clone", cwd=tmp_path)
     assert (asked.returncode, asked.stdout) == (0, f"nothing in {tmp_path / 'a clone'}\n")
@@ -105,22 +105,27 @@ def test_into_an_environment_that_is_there(tree, tmp_path):
 
 @pytest.fixture
 def petsc(tmp_path):
-    """A petsc4py that names a PETSc of which the test decides what it is."""
-    folder = tmp_path / "petsc"
-    folders = [Path(petsctools.get_petsc_dir(), petsctools.get_petsc_arch() or ""), Path(petsctools.get_petsc_dir())]
+    """The directory of a PETSc that the test may change, and a petsc4py that uses it."""
+    directory = tmp_path / "petsc"
+    directories = [
+        Path(petsctools.get_petsc_dir(), petsctools.get_petsc_arch() or ""),
+        Path(petsctools.get_petsc_dir()),
+    ]
     for name in ("include/petscconf.h", "include/petscversion.h", "lib/petsc/conf/petscvariables"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(next(path / name for path in folders if (path / name).exists()), folder / name)
-    for header in [header for path in folders for header in (path / "include").iterdir()]:
-        if not (folder / "include" / header.name).exists():
-            (folder / "include" / header.name).symlink_to(header)
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(next(path / name for path in directories if (path / name).exists()), directory / name)
+    for pattern in ("include/*", "lib/libpetsc*"):
+        for original in [file for path in directories for file in path.glob(pattern)]:
+            link = directory / original.parent.name / original.name
+            if not link.exists():
+                link.symlink_to(original)
     package, theirs = tmp_path / "path" / "petsc4py", Path(petsc4py.__path__[0])
     (package / "lib").mkdir(parents=True)
     for path in [*theirs.iterdir(), *(theirs / "lib").iterdir()]:
         if path.name not in ("lib", "petsc.cfg"):
             (package / path.relative_to(theirs)).symlink_to(path)
-    (package / "lib" / "petsc.cfg").write_text(f"PETSC_DIR = {folder}\nPETSC_ARCH =\n")
-    return folder
+    (package / "lib" / "petsc.cfg").write_text(f"PETSC_DIR = {directory}\nPETSC_ARCH =\n")
+    return directory
 
 
 def edit(path, old, new):
@@ -131,7 +136,7 @@ def edit(path, old, new):
 
 def no_petsc(petsc):
     shutil.rmtree(petsc)
-    petsc.mkdir()  # petsc4py looks for another one where the folder is gone, too
+    petsc.mkdir()  # if the directory is missing, petsc4py looks for another PETSc
 
 
 def no_hdf5(petsc):
@@ -176,13 +181,13 @@ def test_says_what_is_missing(tree, petsc, fault, sentence):
     ],
 )
 def test_another_petsc_than_compiled_for_is_one_sentence(tree, petsc, tmp_path, header, name, value, said):
-    """Whatever is imported first, and before anything that needs that PETSc itself."""
+    """Whatever is imported first, before any module that needs that PETSc is loaded."""
     path = petsc / "include" / header
     text, there = re.subn(rf"(?m)^#define {name} .*$", f"#define {name} {value}", path.read_text())
     path.write_text(text if there else f"#define {name} {value}\n{text}")
     for source in tree.glob("src/*.pyx"):
         if source.name != "_petsc.pyx":
-            source.unlink()  # it is alone, and asked all the same
+            source.unlink()  # _petsc is asked before the others, and compiles in seconds
     built = run(
         sys.executable,
         "setup.py",
@@ -194,7 +199,7 @@ def test_another_petsc_than_compiled_for_is_one_sentence(tree, petsc, tmp_path, 
         CFLAGS="-O0",
     )
     assert built.returncode == 0, built.stdout
-    found = os.pathsep.join([str(tree), *BELOW])  # and no other localckpt that .pth files name there
+    found = os.pathsep.join([str(tree), *BELOW])  # with -S, no .pth file there adds another localckpt
     for statement in (
         "from localckpt import VecFile",
         "from localckpt import LostCheckpointError",
@@ -209,7 +214,11 @@ def test_another_petsc_than_compiled_for_is_one_sentence(tree, petsc, tmp_path, 
 
 
 def test_source_distribution_and_wheel(tree, tmp_path):
-    """By the standard tool, the wheel out of the other: that holds whatever compiling, typing and testing need."""
+    """Both by the standard tool, the wheel from the sdist, which holds all that compiling, typing and testing need."""
+    results = tree / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    for name in ("report.md", "throughput.svg", "counts.json", "tape-1.json"):
+        (results / name).touch()
     made = run(
         sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path, cwd=tree, timeout=200, CFLAGS="-O0"
     )
@@ -224,10 +233,13 @@ def test_source_distribution_and_wheel(tree, tmp_path):
     }
     assert wanted | {"LICENSE", "README.md", "pyproject.toml", "setup.py"} <= held
     assert not [name for name in held if name.endswith((".so", ".pyc"))]
+    shown = {name for name in held if name.startswith("benchmarks/results/")}
+    assert {Path(name).name for name in shown if "." in name} == {"report.md", "throughput.svg", "counts.json"}
     with zipfile.ZipFile(next(tmp_path.glob("localckpt-0.1.0-cp*-linux_*.whl"))) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     compiled = {f"localckpt/{path.stem}{sysconfig.get_config_var('EXT_SUFFIX')}" for path in tree.glob("src/*.pyx")}
-    assert held == compiled | {f"localckpt/{path.name}" for path in (tree / "localckpt").iterdir()}
+    written = {str(path.relative_to(tree)) for path in (tree / "localckpt").rglob("*") if path.is_file()}
+    assert held == compiled | written
 
 
 def test_source_distribution_needs_no_petsc(tree, tmp_path, petsc):

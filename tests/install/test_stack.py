@@ -11,6 +11,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "install-stack"
 STUBS = """
+missing() { :; }
 for recipe in system_packages virtual_environment build_tools mpi4py petsc petsc4py h5py supermesh \\
               firedrake tools localckpt; do
     eval "$recipe() { echo $recipe >>\\"\\$env/ran\\"; step_of $recipe; }"
@@ -25,9 +26,9 @@ step_of() {
 
 
 class Stack:
-    def __init__(self, folder):
-        self.env = folder / "env"
-        self.clones = [folder / "a clone", folder / "another"]
+    def __init__(self, directory):
+        self.env = directory / "env"
+        self.clones = [directory / "a clone", directory / "another"]
         for clone in self.clones:
             for path in ("scripts/install-stack", "src/core.pyx", "localckpt/core.pxd", "setup.py", "pyproject.toml"):
                 (clone / path).parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +113,7 @@ def test_stopping_it_stops_the_step(stack, sent):
     while "petsc" not in stack.ran() and time.monotonic() < end:
         time.sleep(0.1)
     process.send_signal(sent)
-    assert "stopped in step 5 of 11" in process.communicate(timeout=10)[1]  # whose pipes the step holds, too
+    assert "stopped in step 5 of 11" in process.communicate(timeout=10)[1]  # the step holds its pipes, too
     assert process.returncode != 0
     assert stack.run()[3][0] == "petsc"
 
@@ -130,14 +131,14 @@ def test_needs_a_path_without_spaces(stack):
 
 
 def test_asks_for_system_packages_by_name(stack, tmp_path):
-    """Where they are missing and cannot be installed from here."""
+    """If they are missing and cannot be installed from here."""
     head = SCRIPT.read_text().partition("# The compiled modules")[0]
     for tool in ("apt-get", "sudo", "dpkg-query"):
         (tmp_path / tool).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / tool).chmod(0o755)
     (tmp_path / "scripts").mkdir()
     shutil.copy(SCRIPT.parent / "common", tmp_path / "scripts")
-    (tmp_path / "scripts/head").write_text(head + "system_packages")
+    (tmp_path / "scripts/head").write_text(head + 'system_packages "${SYSTEM_PACKAGES[@]}"')
     asked = subprocess.run(
         ["bash", tmp_path / "scripts/head"],
         capture_output=True,
@@ -147,3 +148,10 @@ def test_asks_for_system_packages_by_name(stack, tmp_path):
     )
     assert asked.returncode != 0
     assert "ask an administrator for:  apt-get install build-essential gfortran" in asked.stdout
+
+
+def test_installs_system_packages_for_an_environment_from_another_machine(stack):
+    stack.run()
+    script = stack.clones[0] / "scripts/install-stack"
+    script.write_text(script.read_text().replace("missing() { :; }", "missing() { echo gfortran; }"))
+    assert stack.run()[3] == ["system_packages"]
