@@ -13,6 +13,7 @@ from burgers import (
     control,
     convergence,
     disk_checkpoints,
+    kind,
     pairs,
     record,
     record_on_disk,
@@ -66,7 +67,7 @@ def kinds_of_checkpoints(schedule, folder, tape):
     enable_disk_checkpointing(checkpoint_dir=str(folder))
     functional = record(SCHEDULES[schedule](STEPS))
     functional(control(1.0))  # recording ends when the first evaluation begins
-    return {type(checkpoint) for checkpoint in disk_checkpoints(tape)}
+    return {kind(checkpoint) for checkpoint in disk_checkpoints(tape)}
 
 
 @pytest.mark.parametrize("schedule", ON_DISK)

@@ -29,13 +29,14 @@ for _ in tape.timestepper(iter(range(3))):
 J = ReducedFunctional(assemble(u * u * dx), Control(c))
 J(c)
 checkpointer = tape._package_data["firedrake"]
-kinds = {type(value).__module__ for step in tape.timesteps for value in step._checkpoint.values()}
+checkpoints = [value for step in tape.timesteps for value in step._checkpoint.values()]
+kinds = {type(getattr(checkpoint, "local", checkpoint)).__module__ for checkpoint in checkpoints}
 facts = {
     "name": __name__,
     "argv": sys.argv,
     "path": sys.path[0],
     "checkpointer": type(checkpointer).__module__,
-    "kinds": sorted(kinds & {"localckpt.adjoint", "firedrake.adjoint_utils.checkpointing"}),
+    "kinds": sorted(kinds & {"localckpt.adjoint.checkpoints", "firedrake.adjoint_utils.checkpointing"}),
     "folder": os.path.dirname(checkpointer.dirname),
     "mesh function": checkpointable_mesh.__module__ + " " + checkpointable_mesh.__globals__["__name__"],
     "mesh files": mesh_files,
@@ -82,7 +83,7 @@ def module(tmp_path_factory):
 
 def test_scripts_tape_has_our_checkpointer(script):
     done, facts, *_ = script
-    assert facts.get("checkpointer") == "localckpt.adjoint", done.stderr
+    assert facts.get("checkpointer") == "localckpt.adjoint.checkpointer", done.stderr
 
 
 def test_scripts_mesh_leaves_no_file(script):
@@ -90,7 +91,7 @@ def test_scripts_mesh_leaves_no_file(script):
 
 
 def test_scripts_checkpoints_are_ours(script):
-    assert script[1]["kinds"] == ["localckpt.adjoint"]
+    assert script[1]["kinds"] == ["localckpt.adjoint.checkpoints"]
 
 
 def test_script_has_the_right_gradient(script):
@@ -125,7 +126,7 @@ def test_scripts_exit_status_is_passed_on(script):
 
 def test_modules_tape_has_our_checkpointer(module):
     done, facts, _ = module
-    assert facts.get("checkpointer") == "localckpt.adjoint", done.stderr
+    assert facts.get("checkpointer") == "localckpt.adjoint.checkpointer", done.stderr
 
 
 def test_module_is_main(module):

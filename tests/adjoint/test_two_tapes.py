@@ -12,6 +12,7 @@ from burgers import (
     assert_same,
     control,
     disk_checkpoints,
+    kind,
     record,
     record_on_disk,
     reference,
@@ -92,7 +93,7 @@ def test_gradient_is_right_after_the_other_tape_was_evaluated(both):
 def test_each_tape_keeps_the_checkpoints_of_its_own_checkpointer(both):
     for functional in both:
         sweep(functional, SCALES[0])
-    kinds = [{type(checkpoint) for checkpoint in disk_checkpoints(functional.tape)} for functional in both]
+    kinds = [{kind(checkpoint) for checkpoint in disk_checkpoints(functional.tape)} for functional in both]
     assert kinds == [{LocalCheckpoint}, {CheckpointFunction}]
 
 
@@ -136,7 +137,7 @@ def test_disk_checkpointing_switched_on_by_hand_stores_through_localckpt(shared_
     enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
     continue_disk_checkpointing()
     checkpoint = f._ad_create_checkpoint()
-    assert type(checkpoint) is LocalCheckpoint
+    assert kind(checkpoint) is LocalCheckpoint
 
 
 def test_disk_checkpointing_stopped_keeps_copies_in_memory(shared_tmp):
