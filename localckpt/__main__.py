@@ -19,10 +19,9 @@ def run(target, arguments, module):
     sys.argv = [target, *arguments]  # PETSc reads its options from here
     sys.path[0] = os.getcwd() if module else os.path.dirname(os.path.abspath(target))
     refuse_missing(target, module)
-    from localckpt import adjoint
     from localckpt.adjoint import patches
 
-    patches.install(adjoint.DiskCheckpointer, adjoint.LocalCheckpoint, everywhere=True)
+    patches.install("run")
     if module:
         runpy.run_module(target, run_name="__main__", alter_sys=True)
     else:

@@ -16,7 +16,8 @@ from types import ModuleType
 SPARED = {
     "raise_everywhere", "interrupts_held", "monotonic", "nullcontext", "suppress", "choose_engine",
     "make_next_directory", "node_comm", "log", "sys", "atexit", "threading", "weakref", "errno", "_errno",
-    "warnings", "MPI", "make_shared_directory", "agree", "sees", "more", "require_comm", "compare", "some",
+    "warnings", "MPI", "make_shared_directory", "check_on_all_ranks", "sees", "more", "require_comm", "require_equal",
+    "join_first",
 }  # arithmetic
 
 
