@@ -26,10 +26,10 @@ from firedrake.adjoint import *
 from localckpt.adjoint import *
 from pyop2 import op2
 
-steps, folder = int(sys.argv[1]), sys.argv[2]
+steps, directory = int(sys.argv[1]), sys.argv[2]
 tape = get_working_tape()
 continue_annotation()
-enable_disk_checkpointing(checkpoint_dir=folder)
+enable_disk_checkpointing(checkpoint_dir=directory)
 tape.enable_checkpointing(SingleDiskStorageSchedule())
 mesh = fd.UnitSquareMesh(4, 4)
 V, Q = fd.FunctionSpace(mesh, "CG", 1), fd.FunctionSpace(mesh, "DG", 0)

@@ -75,13 +75,13 @@ def test_signature_of_file_method_is_firedrakes(name):
 
 
 @pytest.mark.parallel([1, 2])
-def test_checkpoint_comm_without_a_folder_warns(shared_tmp, monkeypatch):
+def test_checkpoint_comm_without_a_directory_warns(shared_tmp, monkeypatch):
     monkeypatch.chdir(shared_tmp)
     with pytest.warns(UserWarning, match="checkpoint_dir"):
         enable_disk_checkpointing(checkpoint_comm=MPI.COMM_SELF)
 
 
-def test_checkpoint_comm_without_a_folder_uses_the_current_one(shared_tmp, monkeypatch, tape):
+def test_checkpoint_comm_without_a_directory_uses_the_current_one(shared_tmp, monkeypatch, tape):
     monkeypatch.chdir(shared_tmp)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

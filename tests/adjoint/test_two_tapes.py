@@ -33,24 +33,24 @@ from localckpt.adjoint import (
 )
 
 
-def on_localckpt(folder):
-    return record_on_disk(checkpoint_dir=str(folder))
+def on_localckpt(directory):
+    return record_on_disk(checkpoint_dir=str(directory))
 
 
-def on_firedrake(folder):
+def on_firedrake(directory):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it is not localckpt's
         firedrakes.enable_disk_checkpointing(
-            dirname=str(folder), checkpoint_comm=MPI.COMM_SELF, checkpoint_dir=str(folder)
+            dirname=str(directory), checkpoint_comm=MPI.COMM_SELF, checkpoint_dir=str(directory)
         )
     return record(SingleDiskStorageSchedule())
 
 
-def on_a_tape(make, folder):
+def on_a_tape(make, directory):
     """The functional, recorded on a tape that is no working tape afterwards."""
     with set_working_tape():
         continue_annotation()
-        return make(folder)
+        return make(directory)
 
 
 def evaluate(functional, scale):
