@@ -1,20 +1,22 @@
-"""Firedrake Functions and Cofunctions as arrays with names.
+"""Firedrake Functions and Cofunctions as named arrays.
 
-Everything here reads and writes a dat's own arrays and never its Vec: a Vec's set-up is
-collective on the mesh's communicator, a mixed one's is a copy, and a restricted
-space's leaves out dofs.
+This module reads and writes the array of a Function's Dat itself and never its Vec: setting up a Vec is
+collective on the mesh's communicator, the Vec of a mixed Function is a copy, and the Vec of a Function in a
+restricted space lacks the constrained dofs.
 """
 
 import weakref
 from collections import defaultdict
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from firedrake import Function, MixedElement
+from firedrake import Cofunction, Function, MixedElement
 from firedrake.utils import ScalarType
 from mpi4py import MPI
+from numpy.typing import NDArray
 from pyop2.op2 import Dat
 from xxhash import xxh3_128_digest
 
@@ -23,236 +25,323 @@ from localckpt._collective import interrupts_held, raise_everywhere
 from localckpt._errors import LostCheckpointError, StorageError, TransferError
 from localckpt._vecfile import VecFile
 from localckpt.storage.nodes import check_ranks
+from localckpt.storage.store import Store, Stored
+
+if TYPE_CHECKING:
+    from firedrake.functionspaceimpl import WithGeometryBase as FunctionSpace
 
 SCALAR = np.dtype(ScalarType)
 
-__all__ = ["FunctionStore", "SavedFunction", "TemporaryFunctionCheckpointFile", "content"]
+__all__ = [
+    "CopiedFunction",
+    "FunctionStore",
+    "SavedFunction",
+    "TemporaryFunctionCheckpointFile",
+    "fingerprint",
+    "mark_modified",
+]
 
 
-def component_names(V):
-    """A name for each component of V, made of its mesh and its element."""
-    return [f"{Vi.mesh().unique().name}_{Vi.ufl_element().shortstr()}" for Vi in V]
+# Dats. Only the functions from here to mark_modified know what a Dat is made of: nothing else in localckpt has to
+# change for a Firedrake that keeps the values of Functions in something else. None of them is collective or
+# exchanges a halo.
 
 
-def owned_arrays(function):
-    """The array of each component that holds this rank's dofs. Not collective.
+def component_dats(function: Function | Cofunction) -> Sequence[Any]:
+    """The Dat of each component of a Function; a single one where the space is not mixed."""
+    dat = getattr(function, "topological", function).dat  # a Function itself takes longer to look it up
+    return (dat,) if type(dat) is Dat else tuple(dat)
 
-    A copy only of what ``sub`` gives of a vector. A Real space has a full copy on every rank.
-    """
-    return [np.ascontiguousarray(dat.data_ro) for dat in function.dat]
+
+def local_array(dat: Any) -> NDArray[Any]:
+    """All values on this rank, not copied: those of the owned dofs, then those of the halo, valid or not."""
+    return dat._data
+
+
+def owned_array(dat: Any) -> NDArray[Any]:
+    """The values of the dofs that this rank owns, read-only and not copied. A rank owns all of a Real."""
+    return dat.data_ro
+
+
+def halo_is_valid(dat: Any) -> bool:
+    """Whether the values of the halo are those of the ranks that own them. The same on every rank."""
+    return dat.halo_valid
+
+
+def set_halo_valid(dat: Any, valid: bool) -> None:
+    """Say whether the values of the halo are up to date: Firedrake exchanges those that are not before it uses them."""
+    dat.halo_valid = valid
+
+
+def overwrite(dat: Any, array: NDArray[Any], halo_valid: bool) -> None:
+    """Replace all values on this rank, those of the halo included."""
+    dat.data_wo_with_halos[...] = array
+    dat.halo_valid = halo_valid
+
+
+def mark_modified(function: Function | Cofunction) -> None:
+    """Tell Firedrake that the values of a Function may have changed, as writing them would."""
+    for dat in component_dats(function):
+        dat.increment_dat_version()
 
 
 class ComponentLayout:
-    """What a component of a space needs in memory and is called on disk."""
+    """The array that a component of a function space needs on this rank, and the key that it is stored under."""
 
-    __slots__ = ("key", "shape", "owned")
+    __slots__ = ("key", "shape", "owned_size")
 
-    def __init__(self, V, key=""):
+    def __init__(self, V: "FunctionSpace", key: str = "") -> None:
         self.key = key
-        if V.ufl_element().family() == "Real":
+        self.shape: tuple[int, ...]
+        self.owned_size: int
+        if V.ufl_element().family() == "Real":  # every rank has all of it
             self.shape = (V.block_size,)
-            self.owned = V.block_size
+            self.owned_size = V.block_size
         else:
             dofs = V.dof_dset
             self.shape = (dofs.total_size, *dofs.dim) if dofs.cdim > 1 else (dofs.total_size,)
-            self.owned = dofs.size
+            self.owned_size = dofs.size
 
 
-def new_function(V, cls, arrays, halos, **kwargs):
-    """A Function on V with these arrays, whose halos are valid or not. Not collective."""
-    mixed = type(V.ufl_element()) is MixedElement  # of one space, perhaps
-    f = cls(V, val=arrays if mixed else arrays[0], dtype=arrays[0].dtype, **kwargs)
-    for dat, valid in zip(f.dat, halos):
-        dat.halo_valid = valid
-    return f
+def component_names(V: "FunctionSpace") -> list[str]:
+    """A name for each component of V, made of the names of its mesh and its element."""
+    return [f"{Vi.mesh().unique().name}_{Vi.ufl_element().shortstr()}" for Vi in V]
 
 
-def overwrite(function, arrays, halos):
-    """Give a Function these values, its halos valid or not. Not collective."""
-    for dat, array, valid in zip(function.dat, arrays, halos):
-        dat.data_wo_with_halos[...] = array
-        dat.halo_valid = valid
+def new_function(
+    V: "FunctionSpace", cls: type, arrays: list[NDArray[Any]], halos_valid: list[bool], **kwargs: Any
+) -> Function | Cofunction:
+    """A Function on V that uses these arrays, one for each component, without copying them. Not collective.
+
+    Parameters
+    ----------
+    V : firedrake.FunctionSpace
+    cls : type
+        ``Function`` or ``Cofunction``.
+    arrays : list of numpy.ndarray
+    halos_valid : list of bool
+        For each component, whether the halo in its array is up to date.
+    **kwargs
+        For the constructor of `cls`: ``name``, ``count``.
+    """
+    mixed = type(V.ufl_element()) is MixedElement  # a mixed space may have one component
+    function = cls(V, val=arrays if mixed else arrays[0], dtype=arrays[0].dtype, **kwargs)
+    for dat, valid in zip(component_dats(function), halos_valid):
+        set_halo_valid(dat, valid)
+    return function
+
+
+Fingerprint = list[tuple[bool, bytes]]
+
+
+def fingerprint(function: Function | Cofunction) -> Fingerprint:
+    """A value that two Functions of one space share if and only if they hold the same on this rank. Not collective.
+
+    For each component: whether its halo is valid, and a hash of its values, with those of the halo if that is valid.
+    """
+    found = []
+    for dat in component_dats(function):
+        valid = halo_is_valid(dat)
+        values: Any = np.ascontiguousarray(local_array(dat) if valid else owned_array(dat))
+        found.append((valid, xxh3_128_digest(values)))
+    return found
 
 
 class CopiedFunction:
-    """What a Function holds, in memory. Not collective."""
+    """A copy in memory of the values of a Function. Making one is not collective."""
 
-    def __init__(self, function):
-        self._arrays = [dat._data.copy() for dat in function.dat]
-        self._halos = [dat.halo_valid for dat in function.dat]
+    def __init__(self, function: Function | Cofunction) -> None:
+        dats = component_dats(function)
+        self._arrays = [local_array(dat).copy() for dat in dats]
+        self._halos_valid = [halo_is_valid(dat) for dat in dats]
 
-    def load_into(self, function):
-        """Give a Function of the same space these values. Not collective."""
-        overwrite(function, self._arrays, self._halos)
-
-
-def content(dat):
-    """What a Dat holds, as something to compare: its halo counts while it is valid. Not collective."""
-    halo = dat.halo_valid
-    return halo, xxh3_128_digest(dat._data if halo else dat._data[: dat.dataset.size])
+    def load_into(self, function: Function | Cofunction) -> None:
+        """Give a Function of the same space the copied values. Not collective."""
+        for dat, array, valid in zip(component_dats(function), self._arrays, self._halos_valid):
+            overwrite(dat, array, valid)
 
 
 @dataclass(slots=True)
 class SavedFunction:
-    """A stored Function: all that it takes to make it again."""
+    """A Function in a store, with all that it takes to make it again.
 
-    store: Any
-    rows: list
-    parts: list[ComponentLayout]
-    halos: list[bool]
-    dtype: np.dtype
-    function_space: Any
+    Its values stay on disk as long as this object lives.
+
+    Attributes
+    ----------
+    store : localckpt.storage.store.Store
+    stored : list of localckpt.storage.store.Stored
+        The array of each component.
+    layouts : list of ComponentLayout
+    halos_valid : list of bool
+        For each component, whether its halo was valid, and so was stored.
+    dtype : numpy.dtype
+    function_space : firedrake.FunctionSpace
+    cls : type
+        ``Function`` or ``Cofunction``.
+    name : str
+    count : int
+    """
+
+    store: Store
+    stored: list[Stored]
+    layouts: list[ComponentLayout]
+    halos_valid: list[bool]
+    dtype: np.dtype[Any]
+    function_space: "FunctionSpace"
     cls: type
     name: str
     count: int
 
     @property
-    def content(self):
-        """What :func:`content` says of the saved Function's first dat."""
-        return self.halos[0], self.rows[0].digest
+    def fingerprint(self) -> Fingerprint:
+        """The :func:`fingerprint` of the Function that was saved."""
+        return [(valid, stored.digest) for valid, stored in zip(self.halos_valid, self.stored)]
 
-    def _arrays(self):
-        return [self.store.get(row, part.shape, self.dtype) for row, part in zip(self.rows, self.parts)]
+    def _read_arrays(self) -> list[NDArray[Any]]:
+        return [self.store.get(stored, layout.shape, self.dtype) for stored, layout in zip(self.stored, self.layouts)]
 
-    def load_into(self, function):
-        """Give a Function of the saved one's space its values.
+    def load_into(self, function: Function | Cofunction) -> None:
+        """Give a Function of the same space the saved values.
 
-        What cannot be read leaves it as it is. Communicates on the store's communicator, if at all.
+        If they cannot be read, the Function is left as it is. Collective on the store's communicator if reading
+        from the store is, and not collective otherwise.
         """
-        overwrite(function, self._arrays(), self.halos)
+        arrays = self._read_arrays()
+        for dat, array, valid in zip(component_dats(function), arrays, self.halos_valid):
+            overwrite(dat, array, valid)
 
-    def load(self):
+    def load(self) -> Function | Cofunction:
         """A new Function with the values, name and count of the saved one.
 
-        Communicates on the store's communicator, if at all.
-
-        Returns
-        -------
-        firedrake.Function or firedrake.Cofunction
+        Collective on the store's communicator if reading from the store is, and not collective otherwise.
         """
-        return new_function(self.function_space, self.cls, self._arrays(), self.halos, name=self.name, count=self.count)
+        return new_function(
+            self.function_space, self.cls, self._read_arrays(), self.halos_valid, name=self.name, count=self.count
+        )
 
 
 class FunctionStore:
-    """Functions in a :class:`~localckpt.storage.store.Store`.
+    """Saves Functions in a :class:`~localckpt.storage.store.Store`.
 
     Parameters
     ----------
     store : localckpt.storage.store.Store
     """
 
-    def __init__(self, store):
+    def __init__(self, store: Store) -> None:
         self.store = store
-        # By the space's id, with what forgets it when the space goes: hashing a space takes longer than a save.
-        self._parts: dict[int, tuple[list[ComponentLayout], weakref.ref]] = {}
-        # Keys are held by their mesh: they go when the mesh goes.
-        self._keys: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-        self._taken: defaultdict[str, int] = defaultdict(int)
+        # The layouts of a space's components. The dictionary's key is the id of the space, because hashing a space
+        # takes longer than a save; the weak reference removes the entry when the space goes.
+        self._layouts: dict[int, tuple[list[ComponentLayout], weakref.ref[Any]]] = {}
+        # For each mesh, the key of each element and boundary set. They go when the mesh goes.
+        self._keys: weakref.WeakKeyDictionary[Any, dict[Any, str]] = weakref.WeakKeyDictionary()
+        self._keys_made: defaultdict[str, int] = defaultdict(int)  # from each name
 
-    def save(self, function):
-        """Store a Function or Cofunction, with each component's halo if it is valid.
+    def save(self, function: Function | Cofunction) -> SavedFunction:
+        """Store a Function or Cofunction, with the halo of each component if it is valid.
 
-        Communicates on the store's communicator, if at all.
-
-        Returns
-        -------
-        SavedFunction
+        Collective on the store's communicator where that has several ranks.
 
         Raises
         ------
         LostCheckpointError
-            If there is no place left for it, and at every use of the store from then on.
+            If the function cannot be stored anywhere, and at every use of the store from then on.
         ValueError
             If the store's communicator has ranks that the mesh's lacks.
         """
         V = function.function_space()
-        parts, _ = self._parts.get(id(V)) or self._learn(V)
-        inner = getattr(function, "topological", function)  # what a Function looks up slowly
-        dat = inner.dat
-        dtype = dat.dtype
-        rows, halos, lost = [], [], None
+        layouts, _ = self._layouts.get(id(V)) or self._remember_layouts(V)
+        dats = component_dats(function)
+        dtype = dats[0].dtype
+        stored: list[Stored] = []
+        halos_valid: list[bool] = []
+        lost: LostCheckpointError | None = None
         with interrupts_held():
-            for part, d in zip(parts, [dat] if type(dat) is Dat else dat):  # which is slow to iterate over itself
-                halo = d.halo_valid  # the same on every rank
-                halos.append(halo)
+            for layout, dat in zip(layouts, dats):
+                valid = halo_is_valid(dat)
+                halos_valid.append(valid)
                 try:
-                    # Not data_ro_with_halos, which would exchange stale halos. A stale halo is written all the same:
-                    # the array can then be mapped whole.
-                    rows.append(
+                    # An invalid halo is neither exchanged nor left out: with it, the array can be mapped whole.
+                    stored.append(
                         self.store.put(
-                            part.key if dtype == SCALAR else f"{part.key}~{dtype}",
-                            d._data,
-                            None if halo else part.owned,
+                            layout.key if dtype == SCALAR else f"{layout.key}~{dtype}",
+                            local_array(dat),
+                            None if valid else layout.owned_size,
                         )
                     )
                 except Exception as exc:
                     if lost is None:  # the other components have their turn, as on the other ranks of the file
-                        lost = self._lost(function, dat, exc)
+                        lost = self._fail(function, exc)
         if lost is not None:
             raise lost
-        return SavedFunction(self.store, rows, parts, halos, dtype, V, type(function), inner.name(), function.count())
+        name = getattr(function, "topological", function).name()  # a Function itself takes longer to look it up
+        return SavedFunction(self.store, stored, layouts, halos_valid, dtype, V, type(function), name, function.count())
 
-    def _lost(self, function, dat, exc):
-        """The LostCheckpointError that says why a Function could not be stored, and that the store keeps."""
-        if not isinstance(exc, LostCheckpointError):
-            why = (
-                exc
-                if isinstance(exc, StorageError)
-                else TransferError(
-                    str(exc) or type(exc).__name__, getattr(exc, "filename", None), errno=getattr(exc, "errno", None)
-                )
-            )
-            exc = LostCheckpointError(
+    def _fail(self, function: Function | Cofunction, error: Exception) -> LostCheckpointError:
+        """The LostCheckpointError to raise because a Function could not be stored. The store keeps it, too."""
+        if isinstance(error, LostCheckpointError):
+            lost = error
+        else:
+            reason = error if isinstance(error, StorageError) else as_transfer_error(error)
+            nbytes = sum(local_array(dat).nbytes for dat in component_dats(function))
+            lost = LostCheckpointError(
                 f"rank {function.function_space().comm.rank} on {MPI.Get_processor_name()} cannot store a checkpoint "
-                f"of {function.name()!r}: {why.cause}; {sum(d._data.nbytes for d in dat)} bytes wanted, "
-                f"{self.store.last.free} free",
-                why.file,
-                why.dataset,
-                why.rank,
-                why.errno,
+                f"of {function.name()!r}: {reason.cause}; {nbytes} bytes wanted, {self.store.last.free} free",
+                reason.file,
+                reason.dataset,
+                reason.rank,
+                reason.errno,
             )
-        self.store.failure = copy(exc)  # without what its frames hold
-        return copy(exc)
+        self.store.failure = copy(lost)  # a copy has no traceback, which would keep the frames and all that they hold
+        return copy(lost)
 
-    def sync(self):
+    def sync(self) -> None:
         """Find out whether a checkpoint was lost (:meth:`localckpt.storage.store.Store.sync`). Not collective."""
         self.store.sync()
 
-    def _learn(self, V):
-        known, number = self._parts, id(V)
-        parts = [ComponentLayout(Vi, key) for Vi, key in zip(V, self.keys(V))]
-        known[number] = parts, weakref.ref(V, lambda _: known.pop(number))
+    def _remember_layouts(self, V: "FunctionSpace") -> tuple[list[ComponentLayout], "weakref.ref[Any]"]:
+        known, number = self._layouts, id(V)
+        layouts = [ComponentLayout(Vi, key) for Vi, key in zip(V, self._component_keys(V))]
+        known[number] = layouts, weakref.ref(V, lambda _: known.pop(number))
         return known[number]
 
-    def keys(self, V):
-        """The keys of V's components: what two spaces would share gets a number."""
+    def _component_keys(self, V: "FunctionSpace") -> list[str]:
+        """The key of each component of V: its name, with a number if another space has that name."""
         keys = []
         for Vi, name in zip(V, component_names(V)):
             mesh = Vi.mesh().unique()
             identity = Vi.ufl_element(), Vi.boundary_set
-            known = self._keys.setdefault(mesh, {})
-            if identity not in known:
+            keys_on_mesh = self._keys.setdefault(mesh, {})
+            if identity not in keys_on_mesh:
                 check_ranks(self.store.comm, mesh.comm, "the mesh's communicator")
-                self._taken[name] += 1
-                known[identity] = name if self._taken[name] == 1 else f"{name}~{self._taken[name]}"
-            keys.append(known[identity])
+                self._keys_made[name] += 1
+                made = self._keys_made[name]
+                keys_on_mesh[identity] = name if made == 1 else f"{name}~{made}"
+            keys.append(keys_on_mesh[identity])
         return keys
 
 
-class TemporaryFunctionCheckpointFile:
-    """An HDF5 file for saving and loading Function data on any communicator.
+def as_transfer_error(error: Exception) -> TransferError:
+    """An error that is none of localckpt's as one of them."""
+    return TransferError(
+        str(error) or type(error).__name__, getattr(error, "filename", None), errno=getattr(error, "errno", None)
+    )
 
-    It holds the owned values of Functions and nothing else: no mesh, no partition. What is
-    loaded was saved in the same run, on the same communicator, from a space on the same
-    mesh. One file and one mode for each object. Follows
-    ``firedrake.checkpointing.TemporaryFunctionCheckpointFile``.
+
+class TemporaryFunctionCheckpointFile:
+    """An HDF5 file for saving and loading the values of Functions on any communicator.
+
+    The file holds the values of owned dofs and nothing else: no mesh, no partition. A Function can be loaded only
+    in the run that saved it, on the same communicator and in a space on the same mesh. Each object has one file
+    and one mode. The interface is that of ``firedrake.checkpointing.TemporaryFunctionCheckpointFile``.
 
     Parameters
     ----------
     comm : mpi4py.MPI.Intracomm
-        All that this object does is collective on it and on no other communicator.
+        All operations are collective on this communicator and on no other.
     filepath : str
-        The file.
+        The path of the file.
     mode : {"r", "w", "a"}
         Read; create or truncate; append.
 
@@ -262,34 +351,38 @@ class TemporaryFunctionCheckpointFile:
         On every rank of `comm`.
     """
 
-    def __init__(self, comm, filepath, mode):
+    def __init__(self, comm: MPI.Intracomm, filepath: str, mode: Literal["r", "w", "a"]) -> None:
         self.comm = comm
         self.filepath = filepath
         self._file = VecFile(comm, filepath, mode)
 
-    def save_function(self, function, name=None, idx=None):
-        """Save a Function's values. Collective on the file's communicator.
+    def save_function(self, function: Function | Cofunction, name: str | None = None, idx: int | None = None) -> None:
+        """Save the values of a Function. Collective on the file's communicator.
 
         Parameters
         ----------
         function : firedrake.Function or firedrake.Cofunction
         name : str
-            With `idx`, and the function's mesh and element, the dataset's name.
+            The name of the dataset is made of this, of `idx`, and of the function's mesh and element.
         idx : int
         """
         error = None
         try:
-            datasets, arrays = self._datasets(function.function_space(), name, idx), owned_arrays(function)
+            datasets = self._datasets(function.function_space(), name, idx)
+            # Copied only if the component of a vector-valued Function was taken with sub()
+            arrays = [np.ascontiguousarray(owned_array(dat)) for dat in component_dats(function)]
         except Exception as exc:
             error = exc
         raise_everywhere(self.comm, error)
         for dataset, array in zip(datasets, arrays):
             self._file.write_array(dataset, array)
 
-    def load_function(self, function_space, name, idx=None):
+    def load_function(
+        self, function_space: "FunctionSpace", name: str, idx: int | None = None
+    ) -> Function | Cofunction:
         """Load a Function. Collective on the file's communicator.
 
-        Its halos are updated when they are next needed.
+        Its halos are exchanged when they are next needed.
 
         Parameters
         ----------
@@ -297,31 +390,28 @@ class TemporaryFunctionCheckpointFile:
             The space of the Function that was saved.
         name : str
         idx : int
-
-        Returns
-        -------
-        firedrake.Function or firedrake.Cofunction
         """
         error = None
         try:
-            datasets, parts = self._datasets(function_space, name, idx), [ComponentLayout(Vi) for Vi in function_space]
-            arrays = [np.zeros(part.shape, SCALAR) for part in parts]
+            datasets = self._datasets(function_space, name, idx)
+            layouts = [ComponentLayout(Vi) for Vi in function_space]
+            arrays = [np.zeros(layout.shape, SCALAR) for layout in layouts]
         except Exception as exc:
             error = exc
         raise_everywhere(self.comm, error)
-        for dataset, array, part in zip(datasets, arrays, parts):
-            self._file.read_array(dataset, array[: part.owned])
+        for dataset, array, layout in zip(datasets, arrays, layouts):
+            self._file.read_array(dataset, array[: layout.owned_size])
         return new_function(function_space, Function, arrays, [False] * len(arrays))
 
-    def _datasets(self, V, name, idx):
+    def _datasets(self, V: "FunctionSpace", name: str | None, idx: int | None) -> list[str]:
         return [f"{name}_{idx}_{component}_{i}" for i, component in enumerate(component_names(V))]
 
-    def close(self):
-        """Close the file; again is no error. Collective on the file's communicator."""
+    def close(self) -> None:
+        """Close the file; closing it again does nothing. Collective on the file's communicator."""
         self._file.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "TemporaryFunctionCheckpointFile":
         return self
 
-    def __exit__(self, *args):
+    def __exit__(self, *args: Any) -> None:
         self.close()

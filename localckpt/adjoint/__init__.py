@@ -1,13 +1,11 @@
 """Drop-in replacement for Firedrake's disk checkpointing of the adjoint tape.
 
-After ``from firedrake.adjoint import *``, ``from localckpt.adjoint import *`` is all that
-a script needs: :func:`enable_disk_checkpointing` then stores the tape's checkpoints
-through localckpt, in a file per rank on a node-local disk unless told otherwise.  The
-other names are Firedrake's own, but for :func:`checkpointable_mesh`, which leaves no file.
+After ``from firedrake.adjoint import *``, a script needs only ``from localckpt.adjoint import *``.
+:func:`enable_disk_checkpointing` then saves the tape's checkpoints through localckpt, by default in one file per rank
+on a node-local disk. :func:`checkpointable_mesh` is Firedrake's, but leaves no file. All other names are Firedrake's
+own.
 
-Firedrake makes every disk checkpoint by calling ``CheckpointFunction``; importing this
-module puts the question which checkpointer it belongs to in front of that
-(:mod:`localckpt.adjoint.patches`).
+Importing this module replaces functions of Firedrake (:mod:`localckpt.adjoint.patches`).
 """
 
 from firedrake.adjoint_utils.checkpointing import (
@@ -17,11 +15,13 @@ from firedrake.adjoint_utils.checkpointing import (
     stop_disk_checkpointing,
 )
 
+from localckpt.adjoint import patches
 from localckpt.adjoint.checkpointer import DiskCheckpointer as DiskCheckpointer
-from localckpt.adjoint.checkpointer import LocalCheckpoint as LocalCheckpoint
-from localckpt.adjoint.checkpointer import ProgressBar as ProgressBar
 from localckpt.adjoint.checkpointer import enable_disk_checkpointing
+from localckpt.adjoint.checkpointer import summary as summary
+from localckpt.adjoint.checkpoints import LocalCheckpoint as LocalCheckpoint
 from localckpt.adjoint.patches import checkpointable_mesh
+from localckpt.adjoint.progress import ProgressBar as ProgressBar
 
 __all__ = [
     "checkpointable_mesh",
@@ -31,3 +31,5 @@ __all__ = [
     "pause_disk_checkpointing",
     "stop_disk_checkpointing",
 ]
+
+patches.install()

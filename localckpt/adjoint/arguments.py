@@ -1,11 +1,13 @@
-"""The arguments of :func:`localckpt.adjoint.enable_disk_checkpointing`: whether they make sense, alone and together.
+"""Checks the arguments of :func:`localckpt.adjoint.enable_disk_checkpointing`, on each rank and between ranks.
 
-A job script or PETSC_OPTIONS may differ from node to node. What has to be the same on several ranks is
-compared on `comm`, before anything is done on a `checkpoint_comm`, where ranks might wait for each other.
+Job scripts and PETSC_OPTIONS may differ from node to node. What must be the same on several ranks is compared on
+`comm` before anything is done on a `checkpoint_comm`, on which some ranks might wait for others that do not come.
 """
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -15,143 +17,180 @@ from localckpt._collective import raise_everywhere
 from localckpt.storage.directories import Tier, choose_tiers, wanted_engine
 from localckpt.storage.nodes import check_ranks, ranks_in
 
-__all__ = ["Arguments", "agree"]
+__all__ = ["Arguments", "check_on_all_ranks", "require_comm"]
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """What the ranks compare of their arguments, in values that can be sent.
+
+    Attributes
+    ----------
+    cleanup : bool
+    group : tuple of int
+        Of the ranks that share a file: the first one, how many there are, and a hash of all.
+    engine, directories, limits : str
+        As the user gave them. Ranks that have a file of their own may differ in these.
+    """
+
+    cleanup: bool
+    group: tuple[int, int, int]
+    engine: str = ""
+    directories: str = ""
+    limits: str = ""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """One rank's, with the PETSc options that stand in for those that are not given.
+    """The arguments on one rank, with the PETSc options in place of those that were not given.
 
     Attributes
     ----------
     comm, checkpoint_comm : mpi4py.MPI.Intracomm
     cleanup : bool
-    parent : str
-        The directory of shared files.
+    mesh_parent : str
+        The directory in which ``checkpointable_mesh`` makes its own.
     tiers : list of localckpt.storage.directories.Tier
-        With what a whole node may use, not each rank.
+        The directories for checkpoints, with what a whole node may use in each.
     engine : str or None
     """
 
     comm: MPI.Intracomm
     checkpoint_comm: MPI.Intracomm
     cleanup: bool
-    parent: str
+    mesh_parent: str
     tiers: list[Tier]
     engine: str | None
 
     @classmethod
-    def checked(cls, comm, dirname, cleanup, checkpoint_comm, checkpoint_dir, engine):
-        """Not collective.
+    def checked(
+        cls,
+        comm: MPI.Intracomm,
+        dirname: Any,
+        cleanup: Any,
+        checkpoint_comm: Any,
+        checkpoint_dir: Any,
+        engine: Any,
+    ) -> "Arguments":
+        """The arguments that the user passed, if each of them makes sense. Not collective.
 
         Raises
         ------
         TypeError, ValueError, OSError
-            With the name of an argument or option.
+            The message names the argument or option.
         """
-        own = checkpoint_comm is None
-        if own:
+        file_per_rank = checkpoint_comm is None
+        if file_per_rank:
             checkpoint_comm = MPI.COMM_SELF
         require_comm("checkpoint_comm", checkpoint_comm)
         check_ranks(checkpoint_comm, comm, "comm")
         try:
-            parent = os.path.abspath(os.path.expandvars(os.fsdecode(dirname or os.getcwd())))
+            mesh_parent = os.path.abspath(os.path.expandvars(os.fsdecode(dirname or os.getcwd())))
         except TypeError:
             raise TypeError(f"dirname is the path of a directory, not {dirname!r}") from None
         if checkpoint_dir not in (None, ""):
             tiers = choose_tiers(checkpoint_dir, 1, "checkpoint_dir")
-        else:  # With a checkpoint_comm, Firedrake's dirname is for the shared files only.
-            tiers = choose_tiers((own and dirname) or None, 1, "dirname")
-        return cls(comm, checkpoint_comm, bool(cleanup), parent, tiers, wanted_engine(engine))
+        else:  # with a checkpoint_comm, dirname is for checkpointable_mesh only, as in Firedrake
+            tiers = choose_tiers((file_per_rank and dirname) or None, 1, "dirname")
+        return cls(comm, checkpoint_comm, bool(cleanup), mesh_parent, tiers, wanted_engine(engine))
 
-    def row(self):
-        """What other ranks have to know of it, in plain values. Not collective."""
+    def comparable(self) -> Comparable:
+        """What the ranks compare. Not collective."""
         if self.checkpoint_comm.size == 1:
-            return self.cleanup, (self.comm.rank, 1, 0)
+            return Comparable(self.cleanup, (self.comm.rank, 1, 0))
         ranks = ranks_in(self.comm, self.checkpoint_comm)
-        group = ranks[0], len(ranks), xxh3_64_intdigest(np.array(ranks).tobytes())
-        return (
+        return Comparable(
             self.cleanup,
-            group,
+            (ranks[0], len(ranks), xxh3_64_intdigest(np.array(ranks).tobytes())),
             self.engine or "by default",
             ", ".join(tier.given for tier in self.tiers),
             ", ".join(f"{tier.limit:g}" for tier in self.tiers),
         )
 
 
-def require_comm(name, comm):
-    """Raise TypeError unless it is an intracommunicator. Not collective."""
+def require_comm(name: str, comm: Any) -> None:
+    """Raise TypeError unless `comm` is an intracommunicator. Not collective."""
     if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
-        what = "COMM_NULL" if isinstance(comm, MPI.Comm) and comm == MPI.COMM_NULL else repr(comm)
-        raise TypeError(f"{name} is an mpi4py.MPI.Intracomm, not {what}")
+        found = "COMM_NULL" if isinstance(comm, MPI.Comm) and comm == MPI.COMM_NULL else repr(comm)
+        raise TypeError(f"{name} is an mpi4py.MPI.Intracomm, not {found}")
 
 
-def agree(comm, given, error=None):
-    """Raise on all ranks what is wrong on one, or between them. Collective on `comm`.
+def check_on_all_ranks(comm: MPI.Intracomm, arguments: Arguments | None, error: Exception | None = None) -> None:
+    """Raise on all ranks if the arguments are wrong on one, or differ where they must not. Collective on `comm`.
 
     Parameters
     ----------
     comm : mpi4py.MPI.Intracomm
-    given : Arguments or None
-        None: the tape has a checkpointer already.
+    arguments : Arguments or None
+        None if the tape has a checkpointer already, or if there is an `error`.
     error : Exception, optional
-        Why there are none.
+        What is wrong with the arguments on this rank.
 
     Raises
     ------
     TypeError, ValueError, OSError
-        On every rank the same.
+        The same on every rank.
     """
-    row = None
+    mine = None
     try:
-        row = given and given.row()
+        mine = arguments and arguments.comparable()
     except Exception as exc:
         error = exc
     raise_everywhere(comm, error)
-    rows = comm.allgather(row)
-    everyone = range(len(rows))
-    compare("the working tape", everyone, ["has no checkpointer yet" if row else "has one already" for row in rows])
-    if not rows[0]:
+    gathered = comm.allgather(mine)
+    require_equal(
+        "the working tape", ["has one already" if one is None else "has no checkpointer yet" for one in gathered]
+    )
+    everyone = [one for one in gathered if one is not None]  # now it is all or none
+    if not everyone:
         return
-    compare("cleanup", everyone, [row[0] for row in rows])
+    require_equal("cleanup", [one.cleanup for one in everyone])
     groups: dict[tuple[int, int, int], list[int]] = {}
-    for rank, row in enumerate(rows):
-        groups.setdefault(row[1], []).append(rank)
-    # As many ranks as a communicator has must have it, or some wait for ranks that do not come.
+    for rank, one in enumerate(everyone):
+        groups.setdefault(one.group, []).append(rank)
+    # Each rank of a checkpoint_comm must have passed it, or the others wait for that rank.
     if any(len(ranks) != size for (_, size, _), ranks in groups.items()):
-        compare("checkpoint_comm", everyone, [f"of size {row[1][1]}" for row in rows])
-        compare(
+        require_equal("checkpoint_comm", [f"of size {one.group[1]}" for one in everyone])
+        require_equal(
             "checkpoint_comm",
-            everyone,
             [
                 f"of size {size} from rank {first} on (hash of its ranks: {digest:x})"
-                for _, (first, size, digest), *_ in rows
+                for first, size, digest in (one.group for one in everyone)
             ],
         )
     for (_, size, _), ranks in groups.items():
-        for column, name in enumerate(
-            ("engine (or -localckpt_engine)", "the directory for checkpoints", "-localckpt_dir_limit")
-            if size > 1
-            else (),
-            2,
-        ):
-            compare(name, ranks, [rows[rank][column] for rank in ranks], " of one checkpoint_comm")
+        if size > 1:
+            members = [everyone[rank] for rank in ranks]
+            of = " of one checkpoint_comm"
+            require_equal("engine (or -localckpt_engine)", [one.engine for one in members], ranks, of)
+            require_equal("the directory for checkpoints", [one.directories for one in members], ranks, of)
+            require_equal("-localckpt_dir_limit", [one.limits for one in members], ranks, of)
 
 
-def compare(name, ranks, values, of=""):
-    """Raise ValueError if these ranks' values are not the same. Not collective."""
-    holders: dict[object, list[str]] = {}
-    for rank, value in zip(ranks, values):
-        holders.setdefault(value, []).append(str(rank))
-    if len(holders) > 1:
-        raise ValueError(
-            f"{name} is not the same on all ranks{of}: "
-            + some(
-                [f"{value} on rank{'s' * (len(held) > 1)} {some(held, ', ')}" for value, held in holders.items()], "; "
-            )
-        )
+def require_equal(name: str, values: Sequence[object], ranks: Iterable[int] | None = None, of: str = "") -> None:
+    """Raise ValueError if these ranks do not all have the same value. Not collective.
+
+    Parameters
+    ----------
+    name : str
+        What it is a value of.
+    values : sequence
+    ranks : iterable of int, optional
+        The rank that each value is from, by default all ranks in order.
+    of : str, optional
+        Which ranks these are, for the message.
+    """
+    ranks_with: dict[object, list[str]] = {}
+    for rank, value in zip(range(len(values)) if ranks is None else ranks, values):
+        ranks_with.setdefault(value, []).append(str(rank))
+    if len(ranks_with) > 1:
+        found = [
+            f"{value} on rank{'s' * (len(holders) > 1)} {join_first(holders, ', ')}"
+            for value, holders in ranks_with.items()
+        ]
+        raise ValueError(f"{name} is not the same on all ranks{of}: {join_first(found, '; ')}")
 
 
-def some(words, separator):
-    """The first of these, and how many more there are."""
+def join_first(words: Sequence[str], separator: str) -> str:
+    """The first eight of these, and how many more there are."""
     return separator.join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")

@@ -4,22 +4,25 @@ import contextlib
 import os
 import warnings
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import firedrake
-from firedrake.adjoint_utils import checkpointing as fd
+from firedrake import Cofunction, Function
 from firedrake.adjoint_utils.checkpointing import disk_checkpointing
 from mpi4py import MPI
 from petsc4py import PETSc
-from pyadjoint import OverloadedType, get_working_tape
+from pyadjoint import Tape, get_working_tape
 from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
-from localckpt._collective import interrupts_held
-from localckpt.adjoint import garbage, patches
-from localckpt.adjoint.arguments import Arguments, agree, require_comm
-from localckpt.functions import CopiedFunction, FunctionStore, content
+from localckpt._collective import interrupts_held, raise_everywhere
+from localckpt.adjoint import garbage
+from localckpt.adjoint.arguments import Arguments, check_on_all_ranks, require_comm
+from localckpt.adjoint.checkpoints import EnsembleCheckpoint, MeshCheckpoint
+from localckpt.adjoint.saving import begin_saving, end_saving
+from localckpt.functions import CopiedFunction, FunctionStore, SavedFunction, fingerprint
 from localckpt.storage import run_directories
 from localckpt.storage.directories import (
     Directory,
@@ -29,77 +32,86 @@ from localckpt.storage.directories import (
     make_next_directory,
     make_shared_directory,
     named_directories,
-    raise_everywhere,
 )
 from localckpt.storage.nodes import node_comm
-from localckpt.storage.store import Store
+from localckpt.storage.store import Store, Summary
 
-__all__ = ["DiskCheckpointer", "LocalCheckpoint", "ProgressBar", "enable_disk_checkpointing"]
+__all__ = ["DiskCheckpointer", "enable_disk_checkpointing", "summary"]
+
+# The path of a directory, or of several
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 def enable_disk_checkpointing(
-    dirname=None, comm=COMM_WORLD, cleanup=True, checkpoint_comm=None, checkpoint_dir=None, *, engine=None
-):
+    dirname: str | os.PathLike[str] | None = None,
+    comm: MPI.Intracomm = COMM_WORLD,
+    cleanup: bool = True,
+    checkpoint_comm: MPI.Intracomm | None = None,
+    checkpoint_dir: Paths | None = None,
+    *,
+    engine: Literal["direct", "viewer"] | None = None,
+) -> None:
     """Add a :class:`DiskCheckpointer` to the working tape. Collective on `comm`.
 
-    A tape that has a checkpointer keeps it, with a warning if other arguments are given. Follows
-    ``firedrake.adjoint.enable_disk_checkpointing``; what differs is where files go.
+    Has the signature of ``firedrake.adjoint.enable_disk_checkpointing``, and `engine`. A tape that has a checkpointer
+    keeps it, with a warning if other arguments are given.
 
     Parameters
     ----------
     dirname : str, optional
-        Directory for the checkpoints where `checkpoint_dir` is not given, and for the shared
-        file of ``checkpointable_mesh`` (else the current one).
+        The directory for checkpoints if `checkpoint_dir` is not given, and for the shared file of
+        ``checkpointable_mesh``, which is in the current directory by default.
     comm : mpi4py.MPI.Intracomm, optional
         The communicator of the computation.
     cleanup : bool, optional
         False keeps every file, for debugging.
     checkpoint_comm : mpi4py.MPI.Intracomm, optional
-        The ranks that share a file: ``MPI.COMM_SELF``, the default, gives each rank its
-        own, :func:`localckpt.node_comm` one to each node or to groups of its ranks; saving and
-        restoring is collective on this communicator and on no other.
+        The ranks that share a file. ``MPI.COMM_SELF``, the default, gives each rank its own file;
+        :func:`localckpt.node_comm` gives one to each node, or to each group of its ranks. Saving and restoring
+        are collective on this communicator and on no other.
     checkpoint_dir : str or sequence of str, optional
-        Directory for the checkpoints, visible to all ranks of a `checkpoint_comm`. Where several
-        are given, a rank whose checkpoints no longer fit into one goes on in the next;
-        environment variables in them are expanded. Default: `dirname`, else a node-local
-        directory (:func:`localckpt.storage.directories.choose_directory`). With `checkpoint_comm`: the PETSc option
-        ``-localckpt_dir``, else, with a warning, the current directory, as in Firedrake.
+        The directory for checkpoints, which all ranks of a `checkpoint_comm` must see. If several are given, a rank
+        whose checkpoints no longer fit into one continues in the next. Environment variables are expanded, on each
+        rank. By default `dirname`, or else a node-local directory
+        (:func:`localckpt.storage.directories.choose_directory`). With `checkpoint_comm`, by default the one in the
+        PETSc option ``-localckpt_dir``, or else, with a warning, the current directory, as in Firedrake.
     engine : {"direct", "viewer"}, optional
-        How bytes move (:mod:`localckpt.storage.engines`). Default: the PETSc option
-        ``-localckpt_engine``, else what the directory can be trusted with
-        (:func:`localckpt.storage.directories.choose_engine`).
+        How bytes are moved (:mod:`localckpt.storage.engines`). By default the PETSc option ``-localckpt_engine``, or
+        else what suits the directory's filesystem (:func:`localckpt.storage.directories.choose_engine`).
 
     Raises
     ------
     OSError
-        If no file can be made there, or ranks of a `checkpoint_comm` do not see the same directory.
+        If no file can be made in any of the directories, or if ranks of a `checkpoint_comm` do not see the same
+        directory.
     TypeError
-        If `checkpoint_comm` is no communicator, or a directory no path.
+        If `comm` or `checkpoint_comm` is not a communicator, or a directory is not a path.
     ValueError
-        If `checkpoint_comm` has ranks that `comm` lacks, `engine` or ``-localckpt_engine`` is none of the two,
-        ``-localckpt_dir_limit`` does not fit the directories; or if ranks differ in `cleanup`, in whether the tape
-        has a checkpointer, or, within a `checkpoint_comm`, in that communicator, `engine`, directories or limits.
+        If `checkpoint_comm` has ranks that `comm` lacks; if `engine` or ``-localckpt_engine`` is neither of the two;
+        if ``-localckpt_dir_limit`` does not fit the directories; or if ranks differ in `cleanup`, in whether the tape
+        has a checkpointer, or, within a `checkpoint_comm`, in that communicator, the engine, the directories or the
+        limits.
 
     Notes
     -----
-    All of these are raised on every rank of `comm`, before ranks could wait for each other. Ranks must pass
-    the same `comm`, which nothing can check.
+    All of these are raised on every rank of `comm`, before any rank could wait for another. All ranks must pass the
+    same `comm`; this cannot be checked.
 
-    A checkpoint that fits nowhere is a :class:`localckpt.LostCheckpointError` on its rank, and so
-    is every later use of the tape there: what is lost cannot be made good. Uncaught, it ends
-    the whole job. A script that catches it has to end the other ranks, which know nothing of it.
+    If a checkpoint fits nowhere, saving it raises :class:`localckpt.LostCheckpointError` on its rank, and so does
+    every later use of the tape there, because the checkpoint cannot be recovered. If nobody catches it, it ends the
+    whole job. A script that catches it must end the other ranks, which do not know of it.
 
-    The PETSc option ``-localckpt_dir_limit`` gives the bytes that checkpoints may take on each
-    node in each of the directories: one number for all, or one for each, separated by commas.
-    With ``-localckpt_view`` rank 0 prints its part of :meth:`DiskCheckpointer.summary` in the end.
+    The PETSc option ``-localckpt_dir_limit`` limits the bytes that checkpoints may take on each node in each of the
+    directories: one number for all directories, or one for each, separated by commas. With ``-localckpt_view``, rank
+    0 prints its part of :func:`summary` at exit.
 
-    After a recording, what is alive is frozen (``gc.freeze``), so that Python's garbage collector runs often and
-    cheaply. ``-localckpt_collect 0`` leaves the collector alone, as does ``gc.disable()``; see *Disk checkpoints
-    and memory* in the manual.
+    After a recording, all objects that are alive are frozen (``gc.freeze``), so that Python's garbage collector runs
+    often and takes little time. ``-localckpt_collect 0`` leaves the collector alone, as ``gc.disable()`` does; see
+    *Disk checkpoints and memory* in the manual.
     """
     tape = get_working_tape()
-    there = tape._package_data.get("firedrake")
-    given = {
+    checkpointer = tape._package_data.get("firedrake")
+    arguments: dict[str, Any] = {
         "dirname": dirname,
         "comm": comm,
         "cleanup": cleanup,
@@ -107,16 +119,15 @@ def enable_disk_checkpointing(
         "checkpoint_dir": checkpoint_dir,
         "engine": engine,
     }
-    if there is None:
-        there = tape._package_data["firedrake"] = DiskCheckpointer(
-            dirname, comm, cleanup, checkpoint_comm, checkpoint_dir, engine=engine
-        )
-        there._arguments = given
+    if checkpointer is None:
+        checkpointer = DiskCheckpointer(dirname, comm, cleanup, checkpoint_comm, checkpoint_dir, engine=engine)
+        checkpointer._arguments = arguments
+        tape._package_data["firedrake"] = checkpointer
         return
     require_comm("comm", comm)
-    agree(comm, None)
-    first = getattr(there, "_arguments", {})
-    ignored = [name for name, value in given.items() if value not in (DEFAULTS[name], first.get(name))]
+    check_on_all_ranks(comm, None)
+    earlier = getattr(checkpointer, "_arguments", {})
+    ignored = [name for name, value in arguments.items() if value not in (DEFAULTS[name], earlier.get(name))]
     if ignored:
         warnings.warn(
             f"the working tape keeps the checkpointer that it has; ignored: {', '.join(ignored)}",
@@ -125,39 +136,79 @@ def enable_disk_checkpointing(
         )
 
 
-DEFAULTS = {"comm": COMM_WORLD, "cleanup": True} | dict.fromkeys(
-    ("dirname", "checkpoint_comm", "checkpoint_dir", "engine")
-)  # nobody has given these
-_living: weakref.WeakSet = weakref.WeakSet()  # checkpointers
+DEFAULTS = {
+    "dirname": None,
+    "comm": COMM_WORLD,
+    "cleanup": True,
+    "checkpoint_comm": None,
+    "checkpoint_dir": None,
+    "engine": None,
+}
+living_checkpointers: "weakref.WeakSet[DiskCheckpointer]" = weakref.WeakSet()
+
+
+def summary(tape: Tape | None = None) -> Summary:
+    """What the checkpoints of a tape took so far, on all ranks. Collective on the `comm` of its checkpointer.
+
+    Rank 0 also logs it (logger ``localckpt``, level INFO).
+
+    Parameters
+    ----------
+    tape : pyadjoint.Tape, optional
+        The working tape by default.
+
+    Returns
+    -------
+    localckpt.storage.store.Summary
+        The same on every rank. ``print`` shows it as a table.
+
+    Raises
+    ------
+    ValueError
+        If the tape has no checkpointer, or one of Firedrake's.
+    """
+    checkpointer = getattr(tape or get_working_tape(), "_package_data", {}).get("firedrake")
+    if not isinstance(checkpointer, DiskCheckpointer):
+        raise ValueError(
+            "this tape has no checkpointer of localckpt's: call localckpt.adjoint.enable_disk_checkpointing() "
+            "while it is the working tape"
+        )
+    return checkpointer.summary()
 
 
 @dataclass(frozen=True)
 class CheckpointFileName:
-    """The name of an existing file and the communicator that it is on."""
+    """The name of a file that exists, and the communicators that it is on."""
 
     name: str
-    comm: Any
-    checkpoint_comm: Any = None
+    comm: MPI.Intracomm
+    checkpoint_comm: MPI.Intracomm | None = None
 
 
 class DiskCheckpointer(TapePackageData):
-    """What a tape knows of its disk checkpoints. Collective on `comm` to make.
+    """Saves the checkpoints of one tape. Making one is collective on `comm`.
 
-    Parameters are those of :func:`enable_disk_checkpointing`. Saving communicates on
-    `checkpoint_comm`, if at all; the file that ``checkpointable_mesh`` asks for and
-    :meth:`summary` are collective on `comm`, restoring an EnsembleFunction on its ensemble; nothing
-    else communicates.
+    The parameters are those of :func:`enable_disk_checkpointing`. Saving is collective on `checkpoint_comm` where that
+    has several ranks; :meth:`shared_mesh_file` and :meth:`summary` are collective on `comm`; restoring an
+    EnsembleFunction is collective on its ensemble. No other operation communicates.
     """
 
     def __init__(
-        self, dirname=None, comm=COMM_WORLD, cleanup=True, checkpoint_comm=None, checkpoint_dir=None, *, engine=None
-    ):
-        garbage.collect_all()  # tapes that nobody needs any more hold files
+        self,
+        dirname: str | os.PathLike[str] | None = None,
+        comm: MPI.Intracomm = COMM_WORLD,
+        cleanup: bool = True,
+        checkpoint_comm: MPI.Intracomm | None = None,
+        checkpoint_dir: Paths | None = None,
+        *,
+        engine: Literal["direct", "viewer"] | None = None,
+    ) -> None:
         require_comm("comm", comm)
         with interrupts_held():
-            given: Any = None
+            arguments: Arguments | None = None
             error: Exception | None = None
             try:
+                garbage.collect_all()  # tapes that nobody refers to any more hold files
                 if checkpoint_dir is None and checkpoint_comm is not None and not any(named_directories()):
                     warnings.warn(
                         "checkpoint_comm without checkpoint_dir defaults to cwd, which is usually on the shared "
@@ -166,29 +217,32 @@ class DiskCheckpointer(TapePackageData):
                         stacklevel=3,
                     )
                     checkpoint_dir = os.getcwd()
-                given = Arguments.checked(comm, dirname, cleanup, checkpoint_comm, checkpoint_dir, engine)
-            except Exception as exc:  # warnings may be errors
+                arguments = Arguments.checked(comm, dirname, cleanup, checkpoint_comm, checkpoint_dir, engine)
+            except Exception as exc:  # a filter may turn the warning into an exception
                 error = exc
-            agree(comm, given, error)
+            check_on_all_ranks(comm, arguments, error)
+            assert arguments is not None
             self.comm = comm
-            self.cleanup = given.cleanup
-            self.checkpoint_comm = given.checkpoint_comm
-            self._parent = given.parent
-            self._mesh_file: weakref.finalize | None = None
+            self.cleanup = arguments.cleanup
+            self.checkpoint_comm = arguments.checkpoint_comm
+            self._mesh_parent = arguments.mesh_parent
+            self._remove_mesh_file: weakref.finalize[Any, Any] | None = None
             self._new_files = 0
-            self._mesh_copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of their coordinates
-            self._set_up(given)
-            _living.add(self)
-            garbage.watch(self)
+            # The last checkpoint in memory of each mesh, by the mesh's coordinates
+            self._mesh_copies: weakref.WeakKeyDictionary[Function, weakref.ref[MeshCheckpoint]] = (
+                weakref.WeakKeyDictionary()
+            )
+            self._set_up(arguments)
 
-    def _set_up(self, given):
+    def _set_up(self, arguments: Arguments) -> None:
         """Make the directory and the store. Collective on `comm`."""
         comm = self.comm
         node = node_comm(comm)
-        most = comm.allreduce(node.size, MPI.MAX)
-        self.dirname, error = "", None
+        most_ranks = comm.allreduce(node.size, MPI.MAX)  # on any node
+        self.dirname = ""
+        error: Exception | None = None
         try:
-            tiers = [replace(tier, limit=tier.limit / most) for tier in given.tiers]
+            tiers = [replace(tier, limit=tier.limit / most_ranks) for tier in arguments.tiers]
         except Exception as exc:
             error = exc
         raise_everywhere(comm, error)
@@ -197,23 +251,31 @@ class DiskCheckpointer(TapePackageData):
                 self.checkpoint_comm, tiers, ["init.h5", "current.h5"], not self.cleanup
             )
             store = Store.inside(
-                self.dirname, self.checkpoint_comm, tier, tiers, self.cleanup, given.engine, collect=garbage.collect_all
+                self.dirname,
+                self.checkpoint_comm,
+                tier,
+                tiers,
+                self.cleanup,
+                arguments.engine,
+                collect=garbage.collect_all,
             )
-            place = Directory.at(os.path.dirname(self.dirname))
+            directory = Directory.at(os.path.dirname(self.dirname))
         except Exception as exc:
             error = exc
         try:
             raise_everywhere(comm, error)
-            first = comm.bcast(place)
+            directory_of_rank_0 = comm.bcast(directory)
             try:
-                announce(place, first, comm, node)
+                announce(directory, directory_of_rank_0, comm, node)
                 self.init_checkpoint_file = self._file("init.h5")
                 self.current_checkpoint_file = self._file("current.h5")
                 self._room_monitor = RoomMonitor(store, node.size, comm.rank)
                 self._functions = FunctionStore(store)
-                directory = self.dirname if self.cleanup and self.checkpoint_comm.rank == 0 else None
+                to_remove = self.dirname if self.cleanup and self.checkpoint_comm.rank == 0 else None
                 view = comm.rank == 0 and PETSc.Options("localckpt_").getBool("view", False)
-                self._finalizer = weakref.finalize(self, _finish, store, directory, os.getpid(), view)
+                self._finalizer = weakref.finalize(self, _close, store, to_remove, os.getpid(), view)
+                living_checkpointers.add(self)
+                garbage.watch(self)
             except Exception as exc:
                 error = exc
             raise_everywhere(comm, error)
@@ -222,10 +284,10 @@ class DiskCheckpointer(TapePackageData):
                 run_directories.remove(self.dirname)
             raise
 
-    def _file(self, name):
+    def _file(self, name: str) -> CheckpointFileName:
         return CheckpointFileName(os.path.join(self.dirname, name), self.checkpoint_comm, self.checkpoint_comm)
 
-    def new_checkpoint_file(self):
+    def new_checkpoint_file(self) -> CheckpointFileName:
         """Make a file that nothing is written to. Not collective. Deprecated."""
         warnings.warn(
             "'new_checkpoint_file' is deprecated and will be removed in a future release. Checkpoint file "
@@ -239,71 +301,70 @@ class DiskCheckpointer(TapePackageData):
             open(file.name, "xb").close()
         return file
 
-    def save(self, function):
-        """Store a Function. Collective on `checkpoint_comm`.
-
-        Returns
-        -------
-        localckpt.functions.SavedFunction
+    def save(self, function: Function | Cofunction) -> SavedFunction:
+        """Store a Function. Collective on `checkpoint_comm` where that has several ranks.
 
         Raises
         ------
         LostCheckpointError
-            If there is no place left for it, and from then on.
+            If the Function cannot be stored anywhere, and at every use of the store from then on.
         """
         try:
             return self._functions.save(function)
         except Exception:
-            patches.end(self)  # the tape will not get to do it
+            end_saving(self)  # the tape will not come to pause_checkpointing
             raise
 
-    def save_mesh(self, mesh):
-        """A checkpoint of a mesh's coordinates. Firedrake's tape makes one in every timestep.
+    def save_mesh(self, mesh: firedrake.MeshGeometry) -> MeshCheckpoint:
+        """A checkpoint of the coordinates of a mesh, of which Firedrake's tape makes one in every timestep.
 
-        On disk like any Function; in memory the same one as long as they do not change.
-        Communicates on `checkpoint_comm`, if at all.
+        On disk it is like that of any Function. In memory it is the same object as long as the coordinates do not
+        change. Collective on `checkpoint_comm` on disk where that has several ranks, and not collective in memory.
         """
         coordinates = mesh.coordinates
         if disk_checkpointing():
             saved = self.save(coordinates)
-            return MeshCheckpoint(saved, saved.content, self._functions.store.collective)
-        now = content(coordinates.dat)
+            return MeshCheckpoint(saved, saved.fingerprint, self._functions.store.collective)
+        now = fingerprint(coordinates)
         last = self._mesh_copies.get(coordinates, lambda: None)()
-        if last is None or last.content != now:
+        if last is None or last.fingerprint != now:
             last = MeshCheckpoint(CopiedFunction(coordinates), now)
             self._mesh_copies[coordinates] = weakref.ref(last)
         return last
 
-    def save_ensemble(self, function):
+    def save_ensemble(self, function: firedrake.EnsembleFunction | firedrake.EnsembleCofunction) -> EnsembleCheckpoint:
         """A checkpoint of this member's part of an EnsembleFunction or EnsembleCofunction.
 
-        Collective on `checkpoint_comm`.
+        Collective on `checkpoint_comm` where that has several ranks.
         """
         return EnsembleCheckpoint(self.save(function._full_local_function), type(function), function.function_space())
 
-    def shared_mesh_file(self):
-        """The file that ``checkpointable_mesh`` goes through. Collective on `comm`.
+    def shared_mesh_file(self) -> CheckpointFileName:
+        """A new file for ``checkpointable_mesh`` to write a mesh to and read it from. Collective on `comm`.
 
-        Returns
-        -------
-        CheckpointFileName
+        With `cleanup` it is removed when the returned object goes.
         """
-        directory = make_shared_directory(self.comm, self._parent, keep=not self.cleanup)
+        directory = make_shared_directory(self.comm, self._mesh_parent, keep=not self.cleanup)
         file = CheckpointFileName(os.path.join(directory, "mesh.h5"), self.comm)
         if self.cleanup and self.comm.rank == 0:
-            # Firedrake's checkpointable_mesh, whoever calls it, holds this until it returns.
-            self._mesh_file = weakref.finalize(file, run_directories.remove, directory)
+            # Firedrake's checkpointable_mesh refers to it until it returns.
+            self._remove_mesh_file = weakref.finalize(file, run_directories.remove, directory)
         with firedrake.CheckpointFile(file.name, "w", comm=self.comm):
             pass
         return file
 
-    def forget_mesh_file(self):
-        """Remove the file that a mesh was read back from, if `cleanup` says so. Not collective."""
-        if self._mesh_file is not None:
-            self._mesh_file()
+    def forget_mesh_file(self) -> None:
+        """Remove the last :meth:`shared_mesh_file` now, with `cleanup`. Not collective."""
+        if self._remove_mesh_file is not None:
+            self._remove_mesh_file()
 
-    def summary(self):
-        """What was saved and restored so far. Collective on `comm`.
+    @property
+    def local_summary(self) -> Summary:
+        """What was saved and restored so far on this rank. Not collective."""
+        return self._functions.store.summary
+
+    def summary(self) -> Summary:
+        """What was saved and restored so far on all ranks. Collective on `comm`.
 
         Rank 0 also logs it (logger ``localckpt``, level INFO).
 
@@ -312,184 +373,73 @@ class DiskCheckpointer(TapePackageData):
         localckpt.storage.store.Summary
             The same on every rank.
         """
-        summary = self._functions.store.summary.over(self.comm)
+        summary = self.local_summary.over(self.comm)
         if self.comm.rank == 0:
             log.info("%s", summary)
         return summary
 
-    # What the tape calls
+    # The tape calls these.
 
-    def clear(self, init=True):
-        """Let go of what is stored: it goes with the last checkpoint. Not collective.
+    def clear(self, init: bool = True) -> None:
+        """Begin a new file. The old one goes with the last checkpoint in it. Not collective.
 
         Parameters
         ----------
         init : bool, optional
-            As in Firedrake, of no consequence: a mesh's file is gone once the mesh was read from it.
+            As in Firedrake, and without effect: the file of a mesh goes as soon as the mesh was read from it.
         """
         garbage.unfreeze()
-        if not self.cleanup:
-            return
-        self._functions.store.retire()
+        if self.cleanup:
+            self._functions.store.retire()
 
-    def reset(self):
-        """A new evaluation begins. Not collective.
+    def reset(self) -> None:
+        """Begin a new evaluation. Not collective.
 
-        Old checkpoints are still read after this: it frees nothing.
+        Frees nothing, because the tape still restores old checkpoints after this.
         """
         garbage.freeze(self)
         if self.cleanup and self.checkpoint_comm.rank == 0:
-            with contextlib.suppress(OSError):  # a cleaner of temporary directories was here, or the disk has failed
+            # It may be gone: something else may have removed old temporary files, or the disk may have failed.
+            with contextlib.suppress(OSError):
                 os.utime(self.current_checkpoint_file.name)
 
-    def copy(self):
-        """Not available, as in Firedrake."""
+    def copy(self) -> None:
+        """Raises NotImplementedError, as in Firedrake."""
         raise NotImplementedError()
 
-    def checkpoint(self):
-        """What :meth:`restore_from_checkpoint` takes. Not collective."""
+    def checkpoint(self) -> dict[str, CheckpointFileName]:
+        """The state for :meth:`restore_from_checkpoint`. Not collective."""
         return {"init": self.init_checkpoint_file, "current": self.current_checkpoint_file}
 
-    def restore_from_checkpoint(self, state):
-        """Return to an earlier state: checkpoints know where they are. Not collective."""
+    def restore_from_checkpoint(self, state: dict[str, CheckpointFileName]) -> None:
+        """Return to an earlier state. Not collective. Checkpoints do not depend on it: each knows where it is."""
         self.init_checkpoint_file = state["init"]
         self.current_checkpoint_file = state["current"]
 
-    def continue_checkpointing(self):
-        """From now on this checkpointer's tape saves. Not collective."""
-        patches.begin(self)
+    def continue_checkpointing(self) -> None:
+        """Begin to save a timestep of this checkpointer's tape. Not collective."""
+        begin_saving(self)
 
-    def pause_checkpointing(self):
-        """The tape has saved its timestep. Not collective.
+    def pause_checkpointing(self) -> None:
+        """End the saving of a timestep. Not collective.
 
         Raises
         ------
         LostCheckpointError
             If a checkpoint was lost (:meth:`localckpt.storage.store.Store.sync`), and from then on.
         """
-        patches.end(self)
+        end_saving(self)
         self._functions.sync()
         self._room_monitor.step()
 
 
-def _finish(store, directory, process, view):
-    if os.getpid() != process:  # a forked child has no part in it
+def _close(store: Store, directory: str | None, process: int, view: bool) -> None:
+    """Let go of a checkpointer's files when it goes, or at exit. Not collective."""
+    if os.getpid() != process:  # a forked child must leave its parent's files alone
         return
     summary = str(store.summary)
     store.retire()
     if directory is not None:
         run_directories.remove(directory)
-    if view:  # of this rank alone: others may have ended already
+    if view:  # on this rank alone: the others may have ended already
         print(summary, flush=True)
-
-
-class ProgressBar(firedrake.ProgressBar):
-    """Firedrake's progress bar, for ``tape.progress_bar``, with the pace of checkpoints beside the step.
-
-    It shows how many MB a second rank 0 has written while it saved, and read while it restored, since the
-    last step. Parameters are Firedrake's.
-    """
-
-    width = 24
-    suffix = firedrake.ProgressBar.suffix + "%(pace)s"
-    _last = None
-
-    @property
-    def pace(self):
-        stores = [checkpointer._functions.store.summary for checkpointer in _living]
-        now = tuple(sum(getattr(s, name) for s in stores) for name in ("written", "saving", "read", "restoring"))
-        moved, self._last = [after - before for after, before in zip(now, self._last or now)], now
-        write, read = (f"{n / 1e6 / s:.0f}" if n > 0 and s > 0 else "-" for n, s in (moved[:2], moved[2:]))
-        return f" write {write} read {read} MB/s"
-
-
-class LocalCheckpoint(fd.CheckpointFunction):
-    """A Function in localckpt's store, in place of Firedrake's ``CheckpointFunction``.
-
-    Making and restoring one communicates on the `checkpoint_comm`, if at all.
-    """
-
-    def __init__(self, function, checkpointer):
-        self._saved = checkpointer.save(function)
-        self._checkpointer = weakref.ref(checkpointer)
-
-    @property
-    def name(self):
-        return self._saved.name
-
-    @property
-    def count(self):
-        return self._saved.count
-
-    @property
-    def mesh(self):
-        return self._saved.function_space.mesh()
-
-    def restore(self):
-        """Read the Function back, with the name and count of the saved one."""
-        checkpointer = self._checkpointer()
-        if checkpointer is not None:
-            garbage.freeze_once(checkpointer)  # a gradient without an evaluation before it
-        return self._saved.load()
-
-
-class MeshCheckpoint(OverloadedType):
-    """The coordinates of a mesh, in localckpt's store or in memory.
-
-    The tape asks for a mesh's checkpoint far more often than the mesh has moved since. A mesh may
-    have moved on some ranks only: no Function is made, or ranks would go on to number theirs differently.
-
-    Parameters
-    ----------
-    values : localckpt.functions.SavedFunction or localckpt.functions.CopiedFunction
-        The coordinates.
-    content : object
-        What :func:`localckpt.functions.content` says of them.
-    collective : bool, optional
-        Whether reading `values` is collective.
-    """
-
-    def __init__(self, values, content, collective=False):
-        self._values = values
-        self.content = content
-        self._collective = collective
-
-    def restore_to(self, mesh):
-        """Give the mesh these coordinates, unless it has them. As collective as reading `values`."""
-        dat = mesh.coordinates.dat
-        if not self._collective and content(dat) == self.content:
-            dat.increment_dat_version()  # as on the ranks where the mesh has moved
-        else:
-            self._values.load_into(mesh.coordinates)
-
-    def _ad_restore_at_checkpoint(self, checkpoint):
-        return checkpoint  # for the mesh to take when a block needs it
-
-
-class EnsembleCheckpoint(fd.CheckpointBase, OverloadedType):
-    """An EnsembleFunction or EnsembleCofunction in localckpt's store.
-
-    Parameters
-    ----------
-    saved : localckpt.functions.SavedFunction
-        The member's own part.
-    cls : type
-    function_space : firedrake.EnsembleFunctionSpace or firedrake.EnsembleDualSpace
-    """
-
-    def __init__(self, saved, cls, function_space):
-        self._saved = saved
-        self._cls = cls
-        self._function_space = function_space
-
-    def restore(self):
-        """Read it back. Collective on the whole ensemble, as is making any EnsembleFunction."""
-        function = self._cls(self._function_space)
-        self._saved.load().dat.copy(function._full_local_function.dat)
-        return function
-
-    def _ad_restore_at_checkpoint(self, checkpoint):
-        return checkpoint.restore()
-
-
-patches.install(DiskCheckpointer, LocalCheckpoint)

@@ -1,42 +1,50 @@
-"""When Python's garbage collector runs, and what it looks at, while tapes are swept.
+"""When Python's garbage collector runs, and which objects it looks at, while a tape is evaluated.
 
-Functions refer to each other in cycles. A cycle that has lived through two collections waits until Python looks
-at all old objects, which it does when those that wait exceed a quarter of them, and Firedrake alone is hundreds of
-thousands: so every sweep in reverse leaves Functions, and their arrays, to wait. What is alive after a
-recording is therefore frozen: taken out of the collector's sight. The collection after that tells Python
-that little is old, and it then collects often, in milliseconds, and by itself. A ``gc.collect()`` that somebody
-asks for sees everything, as ever: it thaws what is frozen, until the next sweep.
+Functions refer to each other in cycles, which only the garbage collector frees. A cycle that has survived two
+collections is looked at again in a full collection, and Python starts one when the objects that have survived since
+the last one exceed a quarter of all old objects. Firedrake alone has hundreds of thousands of those. So a sweep in
+reverse leaves Functions and their arrays in memory, waiting for a full collection.
 
-All is local to a rank: nothing here communicates, nor may any destructor that a collection calls.
+The remedy: after a recording, all objects that are alive are frozen, which hides them from the collector. The
+collection after that tells Python that there are few old objects, and from then on it starts full collections by
+itself, often, and each takes milliseconds. If somebody calls ``gc.collect()``, everything is unfrozen first, so that
+this sees all objects as always; they are frozen again in the next evaluation.
+
+All of this is local to a rank. Nothing here communicates, and no destructor that a collection calls may communicate.
 """
 
 import gc
 import weakref
+from typing import Any
 
 from petsc4py import PETSc
 
-# Python 3.12 starts with some hundreds of frozen objects; a script that freezes its own has thousands.
-PYTHONS_OWN = 1000
+# Python 3.12 itself freezes some hundreds of objects when it starts. A script that freezes its own has thousands.
+FROZEN_BY_PYTHON = 1000
 
-_owners = 0  # that are alive
-_frozen = 0  # how many objects there were after the last freeze of ours, or 0
-_frozen_for: weakref.WeakSet = weakref.WeakSet()  # owners for whom what is alive is frozen
-_recorded: weakref.WeakSet = weakref.WeakSet()  # owners whose recording is over
-
-
-def watch(owner):
-    """Thaw what is frozen when the last of all owners goes."""
-    global _owners
-    if not _owners:
-        gc.callbacks.append(_notice)
-    _owners += 1
-    weakref.finalize(owner, _leave).atexit = False
+# An owner is a checkpointer: objects are frozen for it.
+_owners_alive = 0
+_frozen_count = 0  # the number of frozen objects after localckpt last froze any, or 0 if it has none frozen
+_frozen_for: weakref.WeakSet[Any] = weakref.WeakSet()  # owners for which all is frozen that was alive
+_recorded: weakref.WeakSet[Any] = weakref.WeakSet()  # owners whose recording is over
 
 
-def freeze(owner):
-    """Freeze what is alive; once for each owner, after its recording, and again in the evaluation after a thaw."""
+def watch(owner: Any) -> None:
+    """Begin to work for an owner. What is frozen is unfrozen when the last owner goes."""
+    global _owners_alive
+    if not _owners_alive:
+        gc.callbacks.append(_unfreeze_for_full_collection)
+    _owners_alive += 1
+    weakref.finalize(owner, _forget_owner).atexit = False
+
+
+def freeze(owner: Any) -> None:
+    """Freeze all objects that are alive, unless that was done for this owner and nothing was unfrozen since.
+
+    Called at the beginning of each evaluation.
+    """
     if owner not in _frozen_for:
-        if _wanted():
+        if _is_enabled():
             _unfreeze()
             gc.collect()
             _freeze()
@@ -44,61 +52,61 @@ def freeze(owner):
         _recorded.add(owner)
 
 
-def freeze_once(owner):
-    """The same, but not again after a thaw: for what is called many times in an evaluation."""
+def freeze_once(owner: Any) -> None:
+    """The same, but only after this owner's recording: for what is called many times in an evaluation."""
     if owner not in _recorded:
         freeze(owner)
 
 
-def collect_all():
-    """Free what nobody needs any more, be it frozen."""
-    if _owners and _wanted():
+def collect_all() -> None:
+    """Free all objects that nobody refers to, those that are frozen included."""
+    if _owners_alive and _is_enabled():
         was_frozen = _unfreeze()
         gc.collect()
-        if was_frozen and _owners:  # the last one may just have gone
+        if was_frozen and _owners_alive:  # the last owner may just have gone
             _freeze()
 
 
-def unfreeze():
-    """Let the collector see everything again, until the next :func:`freeze` of any owner."""
+def unfreeze() -> None:
+    """Let the collector see all objects again, until the next :func:`freeze` for any owner."""
     _frozen_for.clear()
     _recorded.clear()
     _unfreeze()
 
 
-def _wanted():
+def _is_enabled() -> bool:
     return gc.isenabled() and PETSc.Options("localckpt_").getBool("collect", True)
 
 
-def _freeze():
-    global _frozen
-    if gc.get_freeze_count() < PYTHONS_OWN:  # a script that has frozen objects decides itself when they thaw
+def _freeze() -> None:
+    global _frozen_count
+    if gc.get_freeze_count() < FROZEN_BY_PYTHON:  # otherwise the script has frozen objects, and decides itself
         gc.freeze()
         gc.collect()
-        _frozen = gc.get_freeze_count()
+        _frozen_count = gc.get_freeze_count()
 
 
-def _unfreeze():
-    """Returns whether anything of ours was frozen."""
-    global _frozen
-    frozen, _frozen = _frozen, 0
-    ours = 0 < gc.get_freeze_count() <= frozen  # if there are more, the script has frozen some
-    if ours:
+def _unfreeze() -> bool:
+    """Unfreeze what localckpt has frozen. Returns whether there was anything."""
+    global _frozen_count
+    frozen, _frozen_count = _frozen_count, 0
+    is_ours = 0 < gc.get_freeze_count() <= frozen  # if there are more by now, the script has frozen some
+    if is_ours:
         gc.unfreeze()
-    return ours
+    return is_ours
 
 
-def _leave():
-    global _owners
-    _owners -= 1
-    if not _owners:
-        gc.callbacks.remove(_notice)
+def _forget_owner() -> None:
+    global _owners_alive
+    _owners_alive -= 1
+    if not _owners_alive:
+        gc.callbacks.remove(_unfreeze_for_full_collection)
         _unfreeze()
 
 
-def _notice(phase, info):
-    # One that the script asks for is to see everything. Python's own come when there are more new objects than the
-    # threshold says.
-    if _frozen and phase == "start" and info["generation"] == 2 and gc.get_count()[0] <= gc.get_threshold()[0]:
+def _unfreeze_for_full_collection(phase: str, info: dict[str, int]) -> None:
+    """Unfreeze before a full collection that somebody asked for."""
+    # Python starts one by itself only when there are more new objects than the threshold.
+    if _frozen_count and phase == "start" and info["generation"] == 2 and gc.get_count()[0] <= gc.get_threshold()[0]:
         _frozen_for.clear()
         _unfreeze()

@@ -1,196 +1,319 @@
-"""Where localckpt attaches to Firedrake: who makes a disk checkpoint, and for which tape.
+"""Every place in Firedrake that localckpt replaces: one table, installed and taken back in one place.
 
-Firedrake imports its ``CheckpointFunction`` by value all over, so the class itself is
-taught to ask (:func:`checkpointer`) whose checkpoint it is to be.  Tapes that carry
-Firedrake's own checkpointer keep working beside ours.
+Firedrake makes all checkpoints for a checkpointer of its own. With these patches it asks whose tape is saving
+(:mod:`localckpt.adjoint.saving`): the tapes of localckpt's checkpointers get localckpt's checkpoints, and tapes
+that carry Firedrake's checkpointer keep working beside them.
+
+pyadjoint's interface for packages, ``TapePackageData``, tells a checkpointer when its tape saves. There is no such
+interface for what is saved then: Functions and meshes make their own checkpoints, so it takes patches.
 """
 
-import sys
 import warnings
-import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from importlib.metadata import version
+from pkgutil import resolve_name
+from typing import Any
 
-from firedrake.adjoint_utils import checkpointing as fd
-from firedrake.adjoint_utils.ensemble_function import EnsembleFunctionMixin
-from firedrake.adjoint_utils.mesh import MeshGeometryMixin
-from pyadjoint import get_working_tape
+from firedrake.adjoint_utils import checkpointing as firedrakes
 
-_active = None  # weak reference to the checkpointer whose tape is saving a timestep
-_replaced: list = []  # what install() put in place: (owner, name, what was there or None)
+from localckpt.adjoint.checkpointer import DiskCheckpointer
+from localckpt.adjoint.checkpoints import EnsembleCheckpoint, LocalCheckpoint, MeshCheckpoint
+from localckpt.adjoint.saving import begin_saving, current_checkpointer, end_saving
 
+__all__ = ["checkpointable_mesh", "install", "uninstall"]
 
-def begin(checkpointer):
-    """The tape of `checkpointer` begins to save."""
-    global _active
-    _active = weakref.ref(checkpointer)
-    fd.continue_disk_checkpointing()
+# The functions of localckpt that are called in place of Firedrake's: with the original first, then with all that the
+# original was called with.
 
 
-def end(checkpointer):
-    """The tape of `checkpointer` has saved."""
-    global _active
-    if _active is not None and _active() is checkpointer:
-        _active = None
-    fd.pause_disk_checkpointing()
+def init_checkpoint(original: Callable[..., None], self: Any, function: Any) -> None:
+    """Save a Function for the checkpointer whose tape is saving."""
+    checkpointer = current_checkpointer()
+    # A subclass may have a restore of its own, which needs Firedrake's file.
+    if isinstance(checkpointer, DiskCheckpointer) and type(self) is firedrakes.CheckpointFunction:
+        self.local = LocalCheckpoint(function, checkpointer)
+        saved = self.local.saved
+        self.name, self.count, self.mesh = saved.name, saved.count, saved.function_space.mesh()
+    else:
+        original(self, function)
 
 
-def checkpointer():
-    """The one that a checkpoint made now belongs to, or None.
+def restore_checkpoint(original: Callable[..., Any], self: Any) -> Any:
+    """Restore the Function from where it was saved."""
+    return self.local.restore() if hasattr(self, "local") else original(self)
 
-    Between ``continue_checkpointing`` and ``pause_checkpointing`` of a tape's checkpointer
-    it is that one, else the working tape's: an evaluation works whichever tape is the
-    working one.
+
+def current_checkpoint_file(original: Callable[..., Any], init: bool | None = None) -> Any:
+    """The file of the checkpointer whose tape is saving, which may not be the working tape."""
+    checkpointer = current_checkpointer()
+    if checkpointer is None:
+        return original(init)
+    if isinstance(checkpointer, DiskCheckpointer) and init:  # only checkpointable_mesh calls it with init
+        return checkpointer.shared_mesh_file()
+    in_init_file = init or firedrakes._checkpoint_init_data
+    return checkpointer.init_checkpoint_file if in_init_file else checkpointer.current_checkpoint_file
+
+
+def continue_checkpointing(original: Callable[..., None], self: Any) -> None:
+    """Note that the tape of a checkpointer of Firedrake's begins to save."""
+    begin_saving(self)
+    original(self)
+
+
+def pause_checkpointing(original: Callable[..., None], self: Any) -> None:
+    """Note that the tape of a checkpointer of Firedrake's has saved."""
+    end_saving(self)
+    original(self)
+
+
+def create_mesh_checkpoint(original: Callable[..., Any], self: Any) -> Any:
+    """A mesh's checkpoint for the checkpointer whose tape is saving."""
+    checkpointer = current_checkpointer()
+    return checkpointer.save_mesh(self) if isinstance(checkpointer, DiskCheckpointer) else original(self)
+
+
+def restore_mesh_checkpoint(original: Callable[..., Any], self: Any, checkpoint: Any) -> Any:
+    """Give a mesh the coordinates of its checkpoint."""
+    if not isinstance(checkpoint, MeshCheckpoint):
+        return original(self, checkpoint)
+    checkpoint.restore_to(self)
+    return self
+
+
+def create_ensemble_checkpoint(original: Callable[..., Any], self: Any) -> Any:
+    """An EnsembleFunction's checkpoint for the checkpointer whose tape is saving, if that goes to disk."""
+    checkpointer = current_checkpointer() if firedrakes.disk_checkpointing() else None
+    return checkpointer.save_ensemble(self) if isinstance(checkpointer, DiskCheckpointer) else original(self)
+
+
+def restore_ensemble_checkpoint(original: Callable[..., Any], self: Any, checkpoint: Any) -> Any:
+    """The EnsembleFunction of a checkpoint."""
+    return checkpoint.restore() if isinstance(checkpoint, EnsembleCheckpoint) else original(self, checkpoint)
+
+
+_warned = False  # once is enough
+
+
+def init_firedrakes_checkpointer(original: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
+    """Warn that a tape gets Firedrake's checkpointer."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            "this is Firedrake's enable_disk_checkpointing, not localckpt's: import * from "
+            "localckpt.adjoint after all modules that import * from firedrake.adjoint",
+            UserWarning,
+            stacklevel=4,  # the caller of enable_disk_checkpointing, which calls __init__, which calls this
+        )
+    original(self, *args, **kwargs)
+
+
+def make_checkpointable_mesh(original: Callable[..., Any], mesh: Any) -> Any:
+    """Make the mesh, and leave no file.
+
+    The file goes with the last reference to its name. If Firedrake's function raises, its frame lives on, with that
+    reference, until the job is aborted.
     """
-    active = _active() if _active is not None else None
-    return active or get_working_tape()._package_data.get("firedrake")
-
-
-theirs_mesh = fd.checkpointable_mesh
-
-
-@wraps(theirs_mesh)
-def checkpointable_mesh(mesh):
     try:
-        return theirs_mesh(mesh)
-    finally:  # if it raises, its frame lives on, and keeps the file, until the job is aborted
-        forget = getattr(checkpointer(), "forget_mesh_file", None)
-        if forget is not None:
-            forget()
+        return original(mesh)
+    finally:
+        checkpointer = current_checkpointer()
+        if isinstance(checkpointer, DiskCheckpointer):
+            checkpointer.forget_mesh_file()
 
 
-def install(ours, checkpoint_class, everywhere=False):
-    """Let `ours` make the checkpoints of its tapes.
+def around(replacement: Callable[..., Any]) -> Callable[[Any], Any]:
+    """To replace a function by one that calls `replacement` with the original first."""
 
-    Parameters
+    def around_original(original: Any) -> Any:
+        @wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return replacement(original, *args, **kwargs)
+
+        return call
+
+    return around_original
+
+
+def instead(replacement: Any) -> Callable[[Any], Any]:
+    """To put `replacement` itself in place of the original."""
+    return lambda original: replacement
+
+
+checkpointable_mesh = around(make_checkpointable_mesh)(firedrakes.checkpointable_mesh)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One attribute of Firedrake's that localckpt replaces.
+
+    Attributes
     ----------
-    ours : type
-        The DiskCheckpointer whose tapes get `checkpoint_class`.
-    checkpoint_class : type
-        A subclass of Firedrake's ``CheckpointFunction``, made of a Function and one of `ours`.
-    everywhere : bool, optional
-        Let Firedrake's ``enable_disk_checkpointing`` make one of `ours`, too, and its
-        ``checkpointable_mesh`` be :func:`checkpointable_mesh`. Otherwise the first of them
-        warns, once: a later ``from firedrake.adjoint import *`` may have brought it back.
+    owner : str
+        The module, or the module and class (``"package.module:Class"``), that has the attribute itself.
+    name : str
+        The attribute.
+    replace : callable
+        Makes the replacement out of the original: :func:`around` or :func:`instead`.
+    why : str
+    """
+
+    owner: str
+    name: str
+    replace: Callable[[Any], Any]
+    why: str
+
+    def find_owner(self) -> Any:
+        """The module or class to change.
+
+        Raises
+        ------
+        LookupError
+            With the name of what this Firedrake lacks: the owner, or its attribute.
+        """
+        place = self.owner.replace(":", ".")
+        try:
+            owner = resolve_name(self.owner)
+        except (ImportError, AttributeError):
+            raise LookupError(place) from None
+        if self.name not in vars(owner):  # one that is inherited, as all have from pyadjoint, is not enough
+            raise LookupError(f"{place}.{self.name}")
+        return owner
+
+
+CHECKPOINTING = "firedrake.adjoint_utils.checkpointing"
+MESH = "firedrake.adjoint_utils.mesh:MeshGeometryMixin"
+ENSEMBLE_FUNCTION = "firedrake.adjoint_utils.ensemble_function:EnsembleFunctionMixin"
+
+# For each feature, what it needs. Firedrake is searched for a feature's places, and they are replaced, only when the
+# feature is asked for.
+PATCHES = {
+    # localckpt's checkpoints on tapes of localckpt's: installed when localckpt.adjoint is imported.
+    "checkpoints": [
+        # Replacing two methods reaches everybody who makes a CheckpointFunction, and isinstance keeps working. What
+        # looks plainer does not do that: Firedrake's blocks import the class, or a function that makes one, by value,
+        # as other packages may, so a name in one module reaches only some of them; and a class that was once given a
+        # __new__ refuses all arguments after that was removed again.
+        Patch(
+            f"{CHECKPOINTING}:CheckpointFunction",
+            "__init__",
+            around(init_checkpoint),
+            "saves the Function in localckpt's store",
+        ),
+        Patch(
+            f"{CHECKPOINTING}:CheckpointFunction",
+            "restore",
+            around(restore_checkpoint),
+            "restores it from there",
+        ),
+        Patch(
+            CHECKPOINTING,
+            "current_checkpoint_file",
+            around(current_checkpoint_file),
+            "Firedrake looks at the working tape only; a mesh's file is made when it is asked for, for all ranks",
+        ),
+        Patch(
+            f"{CHECKPOINTING}:DiskCheckpointer",
+            "continue_checkpointing",
+            around(continue_checkpointing),
+            "a tape of Firedrake's gets Firedrake's checkpoints while it saves, whichever tape is the working one",
+        ),
+        Patch(
+            f"{CHECKPOINTING}:DiskCheckpointer",
+            "pause_checkpointing",
+            around(pause_checkpointing),
+            "the end of that",
+        ),
+        Patch(
+            f"{CHECKPOINTING}:DiskCheckpointer",
+            "__init__",
+            around(init_firedrakes_checkpointer),
+            "warns: a late 'from firedrake.adjoint import *' may have replaced localckpt's enable_disk_checkpointing",
+        ),
+        Patch(
+            MESH,
+            "_ad_create_checkpoint",
+            around(create_mesh_checkpoint),
+            "Firedrake copies the coordinates in memory in every timestep, whether the mesh has moved or not",
+        ),
+        Patch(
+            MESH,
+            "_ad_restore_at_checkpoint",
+            around(restore_mesh_checkpoint),
+            "Firedrake expects such a copy",
+        ),
+        Patch(
+            ENSEMBLE_FUNCTION,
+            "_ad_create_checkpoint",
+            around(create_ensemble_checkpoint),
+            "Firedrake cannot save EnsembleFunctions on disk",
+        ),
+        Patch(
+            ENSEMBLE_FUNCTION,
+            "_ad_restore_at_checkpoint",
+            around(restore_ensemble_checkpoint),
+            "nor restore them from there",
+        ),
+    ],
+    # python -m localckpt run: a script that knows nothing of localckpt uses it. What firedrake.adjoint imports by value
+    # when the script imports that is then replaced already.
+    "run": [
+        Patch(
+            CHECKPOINTING,
+            "DiskCheckpointer",
+            instead(DiskCheckpointer),
+            "Firedrake's enable_disk_checkpointing makes one of localckpt's",
+        ),
+        *(
+            Patch(
+                module,
+                "checkpointable_mesh",
+                instead(checkpointable_mesh),
+                "leaves no file",
+            )
+            for module in (CHECKPOINTING, "firedrake.adjoint_utils")
+        ),
+    ],
+}
+
+_installed: set[str] = set()  # groups of the table
+_originals: list[tuple[Any, str, Any]] = []  # what was replaced: owner, name and what was there, in that order
+
+
+def install(group: str = "checkpoints") -> None:
+    """Replace what a group of the table names, unless that was done already.
 
     Raises
     ------
     ImportError
-        If this Firedrake has no such place.
+        If this Firedrake lacks one of the places. Nothing is replaced then.
     """
-    uninstall()
-    theirs = attachment_points()
-    warned = False
-
-    def init_checkpoint(self, function, *args, **kwargs):  # and not __new__: a class never gets over having had one
-        owner = checkpointer() if type(self) is theirs["CheckpointFunction"] else None
-        if isinstance(owner, ours):
-            self.__class__ = checkpoint_class
-            checkpoint_class.__init__(self, function, owner, *args, **kwargs)
-        else:
-            theirs_init_checkpoint(self, function, *args, **kwargs)
-
-    def current_checkpoint_file(init=None):
-        owner = checkpointer()
-        if isinstance(owner, ours) and init:  # only checkpointable_mesh says so
-            return owner.shared_mesh_file()
-        if owner is not None:
-            return owner.init_checkpoint_file if init or fd._checkpoint_init_data else owner.current_checkpoint_file
-
-    @wraps(vars(theirs["DiskCheckpointer"])["__init__"])
-    def init(self, *args, **kwargs):
-        nonlocal warned
-        if not warned:
-            warned = True
-            warnings.warn(
-                "this is Firedrake's enable_disk_checkpointing, not localckpt's: import * from "
-                "localckpt.adjoint after all modules that import * from firedrake.adjoint",
-                UserWarning,
-                stacklevel=3,
-            )
-        theirs_init(self, *args, **kwargs)
-
-    def create_mesh_checkpoint(self):
-        owner = checkpointer()
-        return owner.save_mesh(self) if isinstance(owner, ours) else theirs_create(self)
-
-    def restore_mesh_checkpoint(self, checkpoint):
-        if not hasattr(checkpoint, "restore_to"):
-            return theirs_restore(self, checkpoint)
-        checkpoint.restore_to(self)
-        return self
-
-    def create_ensemble_checkpoint(self):
-        owner = checkpointer() if fd.disk_checkpointing() else None
-        return owner.save_ensemble(self) if isinstance(owner, ours) else theirs_create_ensemble(self)
-
-    def restore_ensemble_checkpoint(self, checkpoint):
-        return (
-            checkpoint.restore()
-            if isinstance(checkpoint, fd.CheckpointBase)
-            else theirs_restore_ensemble(self, checkpoint)
-        )
-
-    theirs_init_checkpoint = vars(theirs["CheckpointFunction"])["__init__"]
-    theirs_create = vars(MeshGeometryMixin)["_ad_create_checkpoint"]
-    theirs_restore = vars(MeshGeometryMixin)["_ad_restore_at_checkpoint"]
-    theirs_create_ensemble = vars(EnsembleFunctionMixin)["_ad_create_checkpoint"]
-    theirs_restore_ensemble = vars(EnsembleFunctionMixin)["_ad_restore_at_checkpoint"]
-    theirs_init = vars(theirs["DiskCheckpointer"])["__init__"]
-    replace(theirs["CheckpointFunction"], "__init__", init_checkpoint)
-    replace(fd, "current_checkpoint_file", current_checkpoint_file)
-    replace(theirs["DiskCheckpointer"], "continue_checkpointing", begin)
-    replace(theirs["DiskCheckpointer"], "pause_checkpointing", end)
-    replace(MeshGeometryMixin, "_ad_create_checkpoint", create_mesh_checkpoint)
-    replace(MeshGeometryMixin, "_ad_restore_at_checkpoint", restore_mesh_checkpoint)
-    replace(EnsembleFunctionMixin, "_ad_create_checkpoint", create_ensemble_checkpoint)
-    replace(EnsembleFunctionMixin, "_ad_restore_at_checkpoint", restore_ensemble_checkpoint)
-    if everywhere:
-        replace(fd, "DiskCheckpointer", ours)
-        for name in fd.__name__, fd.__package__, "firedrake.adjoint":
-            if name in sys.modules:
-                replace(sys.modules[name], "checkpointable_mesh", checkpointable_mesh)
-    else:
-        replace(theirs["DiskCheckpointer"], "__init__", init)
-
-
-def attachment_points():
-    """What localckpt attaches to, or ImportError."""
-    theirs = {
-        name: getattr(fd, name, None) for name in ("CheckpointFunction", "DiskCheckpointer", "current_checkpoint_file")
-    }
-    gone = [f"{fd.__name__}.{name}" for name, value in theirs.items() if value is None]
-    methods = {theirs["DiskCheckpointer"]: ("continue_checkpointing", "pause_checkpointing")} | dict.fromkeys(
-        (MeshGeometryMixin, EnsembleFunctionMixin), ("_ad_create_checkpoint", "_ad_restore_at_checkpoint")
-    )
-    gone += [
-        f"{owner.__module__}.{owner.__name__}.{name}"
-        for owner, names in methods.items()
-        if owner
-        for name in names
-        if name not in vars(owner)
-    ]  # its own: pyadjoint's are inherited by all
-    if gone:
+    if group in _installed:
+        return
+    patches = PATCHES[group]
+    owners, missing = [], []
+    for patch in patches:
+        try:
+            owners.append(patch.find_owner())
+        except LookupError as exc:
+            missing.append(str(exc))
+    if missing:
         raise ImportError(
-            f"Firedrake {version('firedrake')} has no {' or '.join(gone)}, "
-            "where localckpt attaches; a newer localckpt may know its new place"
+            f"Firedrake {version('firedrake')} has no {' or '.join(dict.fromkeys(missing))}, which localckpt replaces; "
+            "a newer localckpt may fit this Firedrake"
         )
-    return theirs
+    for patch, owner in zip(patches, owners):
+        original = vars(owner)[patch.name]
+        _originals.append((owner, patch.name, original))
+        setattr(owner, patch.name, patch.replace(original))
+    _installed.add(group)
 
 
-def replace(owner, name, value):
-    _replaced.append((owner, name, vars(owner).get(name)))
-    setattr(owner, name, value)
-
-
-def uninstall():
-    """Leave Firedrake as it was."""
-    while _replaced:
-        owner, name, value = _replaced.pop()
-        if value is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, value)
-
-
-attachment_points()  # before anything else of localckpt builds on them
+def uninstall() -> None:
+    """Leave Firedrake as it was before anything was installed."""
+    while _originals:
+        owner, name, original = _originals.pop()
+        setattr(owner, name, original)
+    _installed.clear()

@@ -30,10 +30,9 @@ def main(options: argparse.Namespace) -> int:
     status = check_module(target) if options.module else check_script(target)
     if status:
         return status
-    from localckpt import adjoint
     from localckpt.adjoint import patches
 
-    patches.install(adjoint.DiskCheckpointer, adjoint.LocalCheckpoint, everywhere=True)
+    patches.install("run")
     if options.module:
         runpy.run_module(target, run_name="__main__", alter_sys=True)
     else:

@@ -176,6 +176,11 @@ def disk_checkpoints(tape):
     ]
 
 
+def kind(checkpoint):
+    """The class of a checkpoint, or LocalCheckpoint if it is a CheckpointFunction that localckpt made."""
+    return type(getattr(checkpoint, "local", checkpoint))
+
+
 def rows_in_use(engine):
     """Rows of a file, direct engine, that somebody holds."""
     return sum(pool.rows - pool.free for pool in engine.pools.values())

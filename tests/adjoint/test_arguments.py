@@ -15,7 +15,7 @@ RUN = """
 import json
 from firedrake.adjoint import get_working_tape, set_working_tape
 from localckpt.adjoint import DiskCheckpointer, enable_disk_checkpointing
-options, folder, elsewhere = PETSc.Options("localckpt_"), sys.argv[1], sys.argv[2]
+options, directory, elsewhere = PETSc.Options("localckpt_"), sys.argv[1], sys.argv[2]
 first = comm.rank == 0
 lone = comm.Split(comm.rank)
 pairs = comm.Split(comm.rank // 2)
@@ -26,7 +26,7 @@ def outcome(option=None, value=None, **arguments):
     with set_working_tape() as tape:
         if option:
             options[option] = value
-        kind, words = attempt(lambda: enable_disk_checkpointing(**{"checkpoint_dir": folder} | arguments))[comm.rank]
+        kind, words = attempt(lambda: enable_disk_checkpointing(**{"checkpoint_dir": directory} | arguments))[comm.rank]
         if option:
             options.delValue(option)
         return comm.allgather((kind, words, "firedrake" in tape._package_data))
@@ -35,7 +35,7 @@ def outcome(option=None, value=None, **arguments):
 def half_there():
     with set_working_tape() as tape:
         if first:
-            tape._package_data["firedrake"] = DiskCheckpointer(comm=MPI.COMM_SELF, checkpoint_dir=folder)
+            tape._package_data["firedrake"] = DiskCheckpointer(comm=MPI.COMM_SELF, checkpoint_dir=directory)
         return [(kind, words, False) for kind, words in attempt(enable_disk_checkpointing)]
 
 
@@ -48,13 +48,13 @@ found = {
     "-localckpt_engine": outcome("engine", one, checkpoint_comm=comm),
     "engine of files of one rank": outcome(engine=one),
     "cleanup": outcome(cleanup=first),
-    "checkpoint_dir": outcome(checkpoint_comm=comm, checkpoint_dir=folder if first else elsewhere),
-    "checkpoint_dir of files of one rank": outcome(checkpoint_dir=folder if first else elsewhere),
-    "number of directories": outcome(checkpoint_comm=comm, checkpoint_dir=[folder] * (1 + first)),
+    "checkpoint_dir": outcome(checkpoint_comm=comm, checkpoint_dir=directory if first else elsewhere),
+    "checkpoint_dir of files of one rank": outcome(checkpoint_dir=directory if first else elsewhere),
+    "number of directories": outcome(checkpoint_comm=comm, checkpoint_dir=[directory] * (1 + first)),
     "-localckpt_dir_limit": outcome("dir_limit", "1e9" if first else "2e9", checkpoint_comm=comm),
     "-localckpt_dir_limit of files of one rank": outcome("dir_limit", "1e9" if first else "2e9"),
     "tape": half_there(),
-    "wrong on one rank": outcome(checkpoint_dir=3 if first else folder),
+    "wrong on one rank": outcome(checkpoint_dir=3 if first else directory),
     "nothing": outcome(checkpoint_comm=comm),
 }
 if first:

@@ -12,7 +12,8 @@ from firedrake.adjoint_utils import checkpointing as firedrakes
 from mpi4py import MPI
 from pyadjoint import AdjFloat, Block
 
-from localckpt.adjoint import EnsembleCheckpoint, continue_disk_checkpointing, enable_disk_checkpointing
+from localckpt.adjoint import continue_disk_checkpointing, enable_disk_checkpointing
+from localckpt.adjoint.checkpoints import EnsembleCheckpoint
 
 WORLD = MPI.COMM_WORLD
 CLASSES = {"EnsembleFunction": lambda V: V, "EnsembleCofunction": lambda V: V.dual()}

@@ -10,6 +10,7 @@ from burgers import (
     assert_same,
     bare_tape,
     control,
+    kind,
     record,
     record_on_disk,
     reference,
@@ -68,7 +69,7 @@ def test_stopping_twice_leaves_disk_checkpointing_switched_on(shared_tmp):
     with stop_disk_checkpointing(), stop_disk_checkpointing():
         inside = f._ad_create_checkpoint()
     after = f._ad_create_checkpoint()
-    assert (type(inside), type(after)) == (fd.Function, LocalCheckpoint)
+    assert (kind(inside), kind(after)) == (fd.Function, LocalCheckpoint)
 
 
 @pytest.mark.parallel([1, 2])
@@ -115,7 +116,7 @@ def test_control_updated_while_disk_checkpointing_is_on_comes_from_disk(shared_t
     continue_disk_checkpointing()
     handle.update(control(SCALES[1]))
     pause_disk_checkpointing()
-    assert type(handle.data()) is LocalCheckpoint
+    assert kind(handle.data()) is LocalCheckpoint
     assert_same(arrays(handle.tape_value()), arrays(control(SCALES[1])))
     assert_same(replay(functional), reference())
 

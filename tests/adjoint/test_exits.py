@@ -9,7 +9,7 @@ from test_files import files_below
 
 RUN = """
 sys.path.insert(0, sys.argv[1])
-folder, cleanup, layout, end = sys.argv[2], sys.argv[3] == "cleanup", sys.argv[4], sys.argv[5]
+directory, cleanup, layout, end = sys.argv[2], sys.argv[3] == "cleanup", sys.argv[4], sys.argv[5]
 import signal
 import firedrake as fd
 from firedrake.adjoint import continue_annotation
@@ -23,7 +23,7 @@ def die(step):
 
 
 continue_annotation()
-functional = record_on_disk(dirname=folder, checkpoint_dir=folder, cleanup=cleanup, in_step=die,
+functional = record_on_disk(dirname=directory, checkpoint_dir=directory, cleanup=cleanup, in_step=die,
                             checkpoint_comm=MPI.COMM_SELF if layout == "own" else comm)
 if end == "mesh fails":
     checkpointable_mesh("no mesh")
@@ -44,76 +44,76 @@ if end == "forgets":
     del functional
     set_working_tape(Tape())
     gc.collect()
-    assert not os.listdir(folder), os.listdir(folder)
+    assert not os.listdir(directory), os.listdir(directory)
 """
 
 
 @pytest.fixture
 def run(run_script, tmp_path):
-    """run(ranks, how it ends, cleanup, layout): the finished process and its folder."""
+    """run(ranks, how it ends, cleanup, layout): the finished process and its directory."""
 
     def run(ranks, end, cleanup="cleanup", layout="own"):
-        folder = tmp_path / "checkpoints"
-        folder.mkdir()
-        done = run_script(RUN, Path(__file__).parent, folder, cleanup, layout, end, ranks=ranks, seconds=120)
-        return done, folder
+        directory = tmp_path / "checkpoints"
+        directory.mkdir()
+        done = run_script(RUN, Path(__file__).parent, directory, cleanup, layout, end, ranks=ranks, seconds=120)
+        return done, directory
 
     return run
 
 
 @pytest.mark.parametrize("ranks, layout", [(0, "own"), (2, "own"), (2, "world")])
 def test_nothing_is_left_after_the_end(run, ranks, layout):
-    done, folder = run(ranks, "returns", layout=layout)
-    assert (done.returncode, os.listdir(folder)) == (0, []), done.stderr
+    done, directory = run(ranks, "returns", layout=layout)
+    assert (done.returncode, os.listdir(directory)) == (0, []), done.stderr
 
 
 def test_nothing_is_left_after_an_exception(run):
-    done, folder = run(0, "raises")
-    assert (done.returncode, os.listdir(folder)) == (1, []), done.stderr
+    done, directory = run(0, "raises")
+    assert (done.returncode, os.listdir(directory)) == (1, []), done.stderr
 
 
 @pytest.mark.parametrize("end", ["exits", "SIGINT"])
 def test_nothing_is_left_after(run, end):
-    done, folder = run(0, end)
-    assert done.returncode != 0 and os.listdir(folder) == [], done.stderr
+    done, directory = run(0, end)
+    assert done.returncode != 0 and os.listdir(directory) == [], done.stderr
     assert "Exception ignored" not in done.stderr
 
 
 @pytest.mark.parametrize("end", ["aborts", "SIGTERM", "SIGKILL"])
 def test_no_bytes_are_left_after(run, end):
-    done, folder = run(0, end)
+    done, directory = run(0, end)
     assert done.returncode != 0
-    assert sum(files_below(folder).values()) == 0
+    assert sum(files_below(directory).values()) == 0
 
 
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_no_bytes_are_left_after_a_mesh_that_could_not_be_written(run, ranks):
-    done, folder = run(ranks, "mesh fails")
+    done, directory = run(ranks, "mesh fails")
     assert done.returncode != 0 and "Error" in done.stderr
-    assert sum(files_below(folder).values()) == 0
+    assert sum(files_below(directory).values()) == 0
 
 
 def test_a_tape_in_a_reference_cycle_is_cleaned_up_with_it(run):
-    done, folder = run(0, "forgets")
-    assert (done.returncode, os.listdir(folder)) == (0, []), done.stderr
+    done, directory = run(0, "forgets")
+    assert (done.returncode, os.listdir(directory)) == (0, []), done.stderr
 
 
 def test_no_bytes_are_left_after_a_kill(run):
-    done, folder = run(0, "killed")
+    done, directory = run(0, "killed")
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert sum(files_below(folder).values()) == 0
+    assert sum(files_below(directory).values()) == 0
 
 
 @pytest.mark.parametrize("layout", ["own", "world"])
 def test_no_bytes_are_left_after_one_rank_was_killed(run, layout):
-    done, folder = run(2, "killed", layout=layout)
+    done, directory = run(2, "killed", layout=layout)
     assert done.returncode != 0
-    assert sum(files_below(folder).values()) == 0
+    assert sum(files_below(directory).values()) == 0
 
 
 def test_without_cleanup_the_data_is_left(run):
-    done, folder = run(0, "returns", cleanup="keep")
-    sizes = {Path(path).name: size for path, size in files_below(folder).items()}
+    done, directory = run(0, "returns", cleanup="keep")
+    sizes = {Path(path).name: size for path, size in files_below(directory).items()}
     assert done.returncode == 0 and sizes["current.h5"] > 0, done.stderr
 
 

@@ -17,22 +17,22 @@ from petsc4py import PETSc
 from localckpt.adjoint import checkpointable_mesh, enable_disk_checkpointing
 
 
-def files_below(folder):
-    """The size of every file below the folder."""
+def files_below(directory):
+    """The size of every file below the directory."""
     return {
         os.path.join(where, name): os.path.getsize(os.path.join(where, name))
-        for where, _, names in os.walk(folder)
+        for where, _, names in os.walk(directory)
         for name in names
     }
 
 
-def open_data(folder):
-    """The sizes of this process's open files below the folder that have no name any more."""
+def open_data(directory):
+    """The sizes of this process's open files below the directory that have no name any more."""
     sizes = []
     for fd_ in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{fd_}")
-            if target.startswith(os.path.realpath(folder)) and target.endswith("(deleted)"):
+            if target.startswith(os.path.realpath(directory)) and target.endswith("(deleted)"):
                 sizes.append(os.fstat(int(fd_)).st_size)
         except OSError:
             pass  # the listing's own descriptor
@@ -146,7 +146,7 @@ def test_a_cleared_tape_can_be_recorded_again(shared_tmp, tape):
 
 
 @pytest.mark.parallel([1, 2])
-def test_folders_go_with_the_tape(shared_tmp, tape):
+def test_directories_go_with_the_tape(shared_tmp, tape):
     enable_disk_checkpointing(dirname=str(shared_tmp))
     checkpointable_mesh(fd.UnitSquareMesh(2, 2))
     MPI.COMM_WORLD.barrier()
@@ -156,9 +156,9 @@ def test_folders_go_with_the_tape(shared_tmp, tape):
     assert list(os.walk(shared_tmp)) == [(str(shared_tmp), [], [])]
 
 
-def stored(name, folder):
+def stored(name, directory):
     """Every dataset in the file, which this process may still have open: HDF5 would refuse it."""
-    copy = shutil.copy(name, os.path.join(folder, "copy.h5"))
+    copy = shutil.copy(name, os.path.join(directory, "copy.h5"))
     with h5py.File(copy, "r") as file:
         return {key: file[key][...] for key in file if not key.startswith("%")}
 
@@ -191,9 +191,9 @@ def test_without_cleanup_the_files_stay(shared_tmp, tape):
     assert any(files_below(shared_tmp).values())
 
 
-def meshes_below(folder):
+def meshes_below(directory):
     """The sizes of the files of meshes that there are, as rank 0 sees them, who removes them."""
-    files = files_below(folder) if MPI.COMM_WORLD.rank == 0 else {}
+    files = files_below(directory) if MPI.COMM_WORLD.rank == 0 else {}
     return MPI.COMM_WORLD.bcast([size for path, size in files.items() if path.endswith("mesh.h5")])
 
 
@@ -224,7 +224,7 @@ def test_a_mesh_that_cannot_be_written_leaves_no_file(shared_tmp):
     assert error.tb is not None and meshes_below(shared_tmp) == []
 
 
-def test_with_a_checkpoint_comm_the_option_names_the_folder(shared_tmp, tape, recwarn):
+def test_with_a_checkpoint_comm_the_option_names_the_directory(shared_tmp, tape, recwarn):
     options = PETSc.Options()
     options["localckpt_dir"] = str(shared_tmp)
     enable_disk_checkpointing(checkpoint_comm=MPI.COMM_SELF)

@@ -11,14 +11,14 @@ from burgers import *
 from localckpt.adjoint import garbage
 import firedrake as fd
 
-folder = sys.argv[2]
+directory = sys.argv[2]
 
 
 def recorded(schedule="all on disk", **arguments):
     '''A functional, recorded on a new working tape.'''
     set_working_tape()
     continue_annotation()
-    enable_disk_checkpointing(checkpoint_dir=folder)
+    enable_disk_checkpointing(checkpoint_dir=directory)
     if arguments:
         get_working_tape().enable_checkpointing(SCHEDULES[schedule](STEPS), **arguments)
         schedule = None
@@ -231,7 +231,7 @@ V = fd.FunctionSpace(square(), "CG", 1)
 def one():
     set_working_tape()
     continue_annotation()
-    enable_disk_checkpointing(checkpoint_dir=folder)
+    enable_disk_checkpointing(checkpoint_dir=directory)
     get_working_tape().enable_checkpointing(SCHEDULES["all on disk"](3))
     m, u = fd.Function(V).assign(1.0), fd.Function(V)
     J = 0.0
@@ -248,7 +248,7 @@ held = []
 for _ in range(100):
     one()
     everything = gc.get_objects()
-    held.append((len(os.listdir("/proc/self/fd")), len(os.listdir(folder)),
+    held.append((len(os.listdir("/proc/self/fd")), len(os.listdir(directory)),
                  sum(isinstance(thing, fd.Function) for thing in everything)))
 gc.unfreeze()
 gc.collect()

@@ -13,6 +13,7 @@ from burgers import (
     control,
     convergence,
     disk_checkpoints,
+    kind,
     pairs,
     record,
     record_on_disk,
@@ -27,11 +28,11 @@ from test_files import open_data
 from localckpt.adjoint import LocalCheckpoint, enable_disk_checkpointing
 
 LAYOUTS = {
-    "default": lambda folder: {},
-    "dirname": lambda folder: {"dirname": folder},
-    "a file per rank": lambda folder: {"checkpoint_comm": MPI.COMM_SELF, "checkpoint_dir": folder},
-    "a file per pair": lambda folder: {"checkpoint_comm": pairs(), "checkpoint_dir": folder},
-    "one file": lambda folder: {"checkpoint_comm": MPI.COMM_WORLD, "checkpoint_dir": folder},
+    "default": lambda directory: {},
+    "dirname": lambda directory: {"dirname": directory},
+    "a file per rank": lambda directory: {"checkpoint_comm": MPI.COMM_SELF, "checkpoint_dir": directory},
+    "a file per pair": lambda directory: {"checkpoint_comm": pairs(), "checkpoint_dir": directory},
+    "one file": lambda directory: {"checkpoint_comm": MPI.COMM_WORLD, "checkpoint_dir": directory},
 }
 
 
@@ -62,11 +63,11 @@ def test_schedule_gives_a_gradient_that_converges(schedule, shared_tmp):
     assert convergence(record(SCHEDULES[schedule](STEPS))) > 1.9
 
 
-def kinds_of_checkpoints(schedule, folder, tape):
-    enable_disk_checkpointing(checkpoint_dir=str(folder))
+def kinds_of_checkpoints(schedule, directory, tape):
+    enable_disk_checkpointing(checkpoint_dir=str(directory))
     functional = record(SCHEDULES[schedule](STEPS))
     functional(control(1.0))  # recording ends when the first evaluation begins
-    return {type(checkpoint) for checkpoint in disk_checkpoints(tape)}
+    return {kind(checkpoint) for checkpoint in disk_checkpoints(tape)}
 
 
 @pytest.mark.parametrize("schedule", ON_DISK)

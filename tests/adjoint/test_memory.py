@@ -13,7 +13,8 @@ from firedrake.adjoint import Control, ReducedFunctional, get_working_tape, stop
 from mpi4py import MPI
 
 from localckpt import ChecksumError
-from localckpt.adjoint import enable_disk_checkpointing, patches
+from localckpt.adjoint import enable_disk_checkpointing
+from localckpt.adjoint.saving import begin_saving, current_checkpointer, end_saving
 
 # A coefficient that changes in every step, so that every step has something of its own to keep.
 SCRIPT = """
@@ -25,10 +26,10 @@ from firedrake.adjoint import *
 from localckpt.adjoint import *
 from pyop2 import op2
 
-steps, folder = int(sys.argv[1]), sys.argv[2]
+steps, directory = int(sys.argv[1]), sys.argv[2]
 tape = get_working_tape()
 continue_annotation()
-enable_disk_checkpointing(checkpoint_dir=folder)
+enable_disk_checkpointing(checkpoint_dir=directory)
 tape.enable_checkpointing(SingleDiskStorageSchedule())
 mesh = fd.UnitSquareMesh(4, 4)
 V, Q = fd.FunctionSpace(mesh, "CG", 1), fd.FunctionSpace(mesh, "DG", 0)
@@ -152,7 +153,7 @@ def test_checkpoints_of_a_mesh_are_one_until_it_moves(shared_tmp):
     enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
     mesh = fd.UnitSquareMesh(4, 4)
     mine = mesh.coordinates.dat.data_ro.copy()
-    save = patches.checkpointer().save_mesh
+    save = current_checkpointer().save_mesh
     first, second = save(mesh), save(mesh)
     with stop_annotating():
         mesh.coordinates.assign(2 * mesh.coordinates)
@@ -168,16 +169,16 @@ def test_checkpoints_of_a_mesh_are_one_until_it_moves(shared_tmp):
 def test_coordinates_that_cannot_be_read_leave_the_mesh_as_it_is(tape, shared_tmp):
     enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
     mesh = fd.UnitSquareMesh(8, 8)
-    patches.begin(patches.checkpointer())
-    saved = patches.checkpointer().save_mesh(mesh)
-    patches.end(patches.checkpointer())
+    begin_saving(current_checkpointer())
+    saved = current_checkpointer().save_mesh(mesh)
+    end_saving(current_checkpointer())
     with stop_annotating():
         mesh.coordinates.assign(2 * mesh.coordinates)
     mine = mesh.coordinates.dat.data_ro_with_halos.copy()
     os.pwrite(
-        patches.checkpointer()._functions.store._engine.file.descriptor.fileno(),
+        current_checkpointer()._functions.store._engine.file.descriptor.fileno(),
         b"?" * 8,
-        saved._values.rows[0].row.offset,
+        saved._values.stored[0].row.offset,
     )
     with pytest.raises(ChecksumError):
         saved.restore_to(mesh)

@@ -10,8 +10,8 @@ import ctypes
 import firedrake as fd
 from firedrake.adjoint import get_working_tape
 from pyop2 import op2
-from localckpt.adjoint import patches
 from localckpt.adjoint import enable_disk_checkpointing
+from localckpt.adjoint.saving import current_checkpointer
 
 counter = ctypes.CDLL(os.environ["LD_PRELOAD"])
 counter.count_get.restype = ctypes.c_long
@@ -62,7 +62,7 @@ def filled(V, number, stale):
 
 def save_and_restore(limit):
     '''20 saves and 20 restores of each kind: what made such calls, how many and the last one.'''
-    checkpointer = patches.checkpointer()
+    checkpointer = current_checkpointer()
     found = {}
     for name, V in spaces.items():
         for stale in (True, False):

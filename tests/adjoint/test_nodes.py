@@ -28,12 +28,12 @@ node, pair, across = node_comm(comm), node_comm(comm, 2), comm.Split(comm.rank %
 
 
 def solve(**arguments):
-    '''Folders on this rank's disk, this rank's engine and how far its gradient is from one without a schedule.'''
-    folders = set()
-    functional = record_on_disk(in_step=lambda step: folders.update(os.listdir(disk)), **arguments)
+    '''Directories on this rank's disk, this rank's engine and how far its gradient is from one without a schedule.'''
+    directories = set()
+    functional = record_on_disk(in_step=lambda step: directories.update(os.listdir(disk)), **arguments)
     found = sweep(functional, SCALES[0])
     engine = get_working_tape()._package_data["firedrake"]._functions.store._engine
-    return len(folders), type(engine).__name__, np.abs(found - reference()[0]).max()
+    return len(directories), type(engine).__name__, np.abs(found - reference()[0]).max()
 
 
 def mesh():
@@ -73,7 +73,7 @@ if comm.rank == 0:
 
 @pytest.fixture
 def start_nodes(tmp_path):
-    """start_nodes(ranks of each node): a folder, and the beginning of a command whose ranks see it on their node."""
+    """start_nodes(ranks of each node): a directory, and the beginning of a command whose ranks see it on their node."""
     disk = tmp_path / "disk"
     disk.mkdir()
     holders = []
@@ -166,14 +166,14 @@ def test_only_ranks_of_one_node_write_to_a_file_without_mpi(outcomes, layout, en
 
 
 @pytest.mark.parametrize("layout", ["world", "across", "mesh"])
-def test_a_file_of_ranks_that_do_not_share_the_folder_is_one_error_on_every_rank(outcomes, layout):
+def test_a_file_of_ranks_that_do_not_share_the_directory_is_one_error_on_every_rank(outcomes, layout):
     found, _ = outcomes
     assert {kind for (kind, _), _ in found[layout]} == {"OSError"}
     assert len({sentence for (_, sentence), _ in found[layout]}) == 1
 
 
 @pytest.mark.parametrize("layout", ["world", "mesh"])
-def test_the_error_names_the_ranks_that_do_not_see_the_folder(outcomes, layout):
+def test_the_error_names_the_ranks_that_do_not_see_the_directory(outcomes, layout):
     found, nodes = outcomes
     ranks = [f"rank {rank} ({host})" for rank, (host, *_) in enumerate(found["nodes"]) if host != "node0"]
     assert f"is not the one of {', '.join(ranks)}: give" in found[layout][0][0][1]
@@ -185,6 +185,6 @@ def test_ranks_in_the_error_are_those_of_the_file(outcomes):
 
 
 @pytest.mark.parametrize("layout", ["a file per pair", "world", "across", "mesh"])
-def test_no_folder_is_left(outcomes, layout):
+def test_no_directory_is_left(outcomes, layout):
     found, _ = outcomes
     assert [left for _, left in found[layout]] == [[]] * len(found[layout])

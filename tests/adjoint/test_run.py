@@ -29,14 +29,15 @@ for _ in tape.timestepper(iter(range(3))):
 J = ReducedFunctional(assemble(u * u * dx), Control(c))
 J(c)
 checkpointer = tape._package_data["firedrake"]
-kinds = {type(value).__module__ for step in tape.timesteps for value in step._checkpoint.values()}
+checkpoints = [value for step in tape.timesteps for value in step._checkpoint.values()]
+kinds = {type(getattr(checkpoint, "local", checkpoint)).__module__ for checkpoint in checkpoints}
 facts = {
     "name": __name__,
     "argv": sys.argv,
     "path": sys.path[0],
     "checkpointer": type(checkpointer).__module__,
-    "kinds": sorted(kinds & {"localckpt.adjoint", "firedrake.adjoint_utils.checkpointing"}),
-    "folder": os.path.dirname(checkpointer.dirname),
+    "kinds": sorted(kinds & {"localckpt.adjoint.checkpoints", "firedrake.adjoint_utils.checkpointing"}),
+    "directory": os.path.dirname(checkpointer.dirname),
     "mesh function": checkpointable_mesh.__module__ + " " + checkpointable_mesh.__globals__["__name__"],
     "mesh files": mesh_files,
     "option": PETSc.Options().getInt("mine", 0),
@@ -46,11 +47,11 @@ print("FACTS", json.dumps(facts), flush=True)
 """
 
 
-def run(folder, *arguments):
+def run(directory, *arguments):
     """The finished process and what the script found out."""
     done = subprocess.run(
         [sys.executable, "-m", "localckpt", "run", *map(str, arguments)],
-        cwd=folder,
+        cwd=directory,
         env=dict(os.environ),
         capture_output=True,
         text=True,
@@ -62,9 +63,9 @@ def run(folder, *arguments):
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
-    """A script run with arguments of its own, from another folder; it exits with status 7."""
-    folder, scratch, elsewhere = map(tmp_path_factory.mktemp, ("script", "scratch", "elsewhere"))
-    path = folder / "its own.py"
+    """A script run with arguments of its own, from another directory; it exits with status 7."""
+    directory, scratch, elsewhere = map(tmp_path_factory.mktemp, ("script", "scratch", "elsewhere"))
+    path = directory / "its own.py"
     path.write_text(SCRIPT + "sys.exit(7)\n")
     arguments = ["first", "--run", "-m", "-mine", "3", "-localckpt_dir", str(scratch)]
     done, facts = run(elsewhere, path, *arguments)
@@ -73,16 +74,16 @@ def script(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory):
-    """A module run from the folder that it is in; it raises in the end."""
-    folder = tmp_path_factory.mktemp("module")
-    (folder / "of_mine.py").write_text(SCRIPT + "raise LookupError('nothing there')\n")
-    done, facts = run(folder, "-m", "of_mine", "--verbose")
-    return done, facts, folder
+    """A module run from the directory that it is in; it raises in the end."""
+    directory = tmp_path_factory.mktemp("module")
+    (directory / "of_mine.py").write_text(SCRIPT + "raise LookupError('nothing there')\n")
+    done, facts = run(directory, "-m", "of_mine", "--verbose")
+    return done, facts, directory
 
 
 def test_scripts_tape_has_our_checkpointer(script):
     done, facts, *_ = script
-    assert facts.get("checkpointer") == "localckpt.adjoint", done.stderr
+    assert facts.get("checkpointer") == "localckpt.adjoint.checkpointer", done.stderr
 
 
 def test_scripts_mesh_leaves_no_file(script):
@@ -90,7 +91,7 @@ def test_scripts_mesh_leaves_no_file(script):
 
 
 def test_scripts_checkpoints_are_ours(script):
-    assert script[1]["kinds"] == ["localckpt.adjoint"]
+    assert script[1]["kinds"] == ["localckpt.adjoint.checkpoints"]
 
 
 def test_script_has_the_right_gradient(script):
@@ -107,7 +108,7 @@ def test_script_sees_its_own_arguments(script):
     assert facts["argv"] == [str(path), *arguments]
 
 
-def test_script_imports_from_its_own_folder(script):
+def test_script_imports_from_its_own_directory(script):
     assert os.path.samefile(script[1]["path"], script[2].parent)
 
 
@@ -116,7 +117,7 @@ def test_scripts_options_reach_petsc(script):
 
 
 def test_localckpts_option_on_the_scripts_command_line_counts(script):
-    assert os.path.samefile(script[1]["folder"], script[4])
+    assert os.path.samefile(script[1]["directory"], script[4])
 
 
 def test_scripts_exit_status_is_passed_on(script):
@@ -125,7 +126,7 @@ def test_scripts_exit_status_is_passed_on(script):
 
 def test_modules_tape_has_our_checkpointer(module):
     done, facts, _ = module
-    assert facts.get("checkpointer") == "localckpt.adjoint", done.stderr
+    assert facts.get("checkpointer") == "localckpt.adjoint.checkpointer", done.stderr
 
 
 def test_module_is_main(module):
@@ -133,12 +134,12 @@ def test_module_is_main(module):
 
 
 def test_module_sees_its_own_arguments(module):
-    _, facts, folder = module
-    assert facts["argv"] == [str(folder / "of_mine.py"), "--verbose"]
+    _, facts, directory = module
+    assert facts["argv"] == [str(directory / "of_mine.py"), "--verbose"]
 
 
-def test_module_imports_from_the_current_folder(module):
-    # Python itself has the folder's full path there.
+def test_module_imports_from_the_current_directory(module):
+    # Python itself has the directory's full path there.
     assert os.path.samefile(module[1]["path"], module[2])
 
 

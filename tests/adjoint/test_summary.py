@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from burgers import STEPS, record_on_disk, sweep
+from firedrake.adjoint import set_working_tape
+from firedrake.adjoint_utils import checkpointing as firedrakes
 from mpi4py import MPI
 
-from localckpt.adjoint import ProgressBar
+import localckpt.adjoint
+from localckpt.adjoint import ProgressBar, summary
 
 WORLD = MPI.COMM_WORLD
 
@@ -71,3 +74,36 @@ def test_progress_bar_shows_the_pace_of_checkpoints_on_rank_0(tape, tmp_path):
         assert all("write - read - MB/s" in line for line in lines if " 0/" in line)  # nothing of an earlier one
     else:
         assert lines == [""]
+
+
+@pytest.mark.parallel([1, 3])
+def test_the_public_summary_is_that_of_the_working_tape(checkpointer):
+    found = summary()
+    assert found == checkpointer.summary() and found.ranks == WORLD.size
+
+
+@pytest.mark.parallel([1, 2])
+def test_the_summary_of_a_given_tape_is_not_that_of_the_working_one(checkpointer, tape):
+    with set_working_tape():
+        assert summary(tape) == checkpointer.summary()
+
+
+@pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize("whose", ["nobody's", "Firedrake's"])
+@pytest.mark.filterwarnings("ignore:this is Firedrake's:UserWarning")
+def test_without_a_checkpointer_of_localckpts_the_summary_says_so(whose, tape, shared_tmp):
+    if whose == "Firedrake's":
+        firedrakes.enable_disk_checkpointing(dirname=str(shared_tmp))
+    with pytest.raises(ValueError, match="^this tape has no checkpointer of localckpt's: call .*enable_disk_check"):
+        summary()
+    with set_working_tape(), pytest.raises(ValueError, match="this tape has no checkpointer of localckpt's"):
+        summary(tape)
+
+
+def test_without_a_tape_the_summary_says_so():
+    with set_working_tape(None), pytest.raises(ValueError, match="no checkpointer of localckpt's"):
+        summary()
+
+
+def test_a_star_import_does_not_bring_the_summary():
+    assert "summary" not in localckpt.adjoint.__all__

@@ -12,6 +12,7 @@ from burgers import (
     assert_same,
     control,
     disk_checkpoints,
+    kind,
     record,
     record_on_disk,
     reference,
@@ -32,24 +33,24 @@ from localckpt.adjoint import (
 )
 
 
-def on_localckpt(folder):
-    return record_on_disk(checkpoint_dir=str(folder))
+def on_localckpt(directory):
+    return record_on_disk(checkpoint_dir=str(directory))
 
 
-def on_firedrake(folder):
+def on_firedrake(directory):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it is not localckpt's
         firedrakes.enable_disk_checkpointing(
-            dirname=str(folder), checkpoint_comm=MPI.COMM_SELF, checkpoint_dir=str(folder)
+            dirname=str(directory), checkpoint_comm=MPI.COMM_SELF, checkpoint_dir=str(directory)
         )
     return record(SingleDiskStorageSchedule())
 
 
-def on_a_tape(make, folder):
+def on_a_tape(make, directory):
     """The functional, recorded on a tape that is no working tape afterwards."""
     with set_working_tape():
         continue_annotation()
-        return make(folder)
+        return make(directory)
 
 
 def evaluate(functional, scale):
@@ -92,7 +93,7 @@ def test_gradient_is_right_after_the_other_tape_was_evaluated(both):
 def test_each_tape_keeps_the_checkpoints_of_its_own_checkpointer(both):
     for functional in both:
         sweep(functional, SCALES[0])
-    kinds = [{type(checkpoint) for checkpoint in disk_checkpoints(functional.tape)} for functional in both]
+    kinds = [{kind(checkpoint) for checkpoint in disk_checkpoints(functional.tape)} for functional in both]
     assert kinds == [{LocalCheckpoint}, {CheckpointFunction}]
 
 
@@ -136,7 +137,7 @@ def test_disk_checkpointing_switched_on_by_hand_stores_through_localckpt(shared_
     enable_disk_checkpointing(checkpoint_dir=str(shared_tmp))
     continue_disk_checkpointing()
     checkpoint = f._ad_create_checkpoint()
-    assert type(checkpoint) is LocalCheckpoint
+    assert kind(checkpoint) is LocalCheckpoint
 
 
 def test_disk_checkpointing_stopped_keeps_copies_in_memory(shared_tmp):

@@ -20,7 +20,8 @@ CORE = ["localckpt._checksum", "localckpt._collective", "localckpt._dataset", "l
 SPARED = {
     "raise_everywhere", "interrupts_held", "monotonic", "nullcontext", "suppress", "choose_engine",
     "make_next_directory", "node_comm", "log", "sys", "atexit", "threading", "weakref", "errno", "_errno",
-    "warnings", "MPI", "make_shared_directory", "agree", "sees", "more", "require_comm", "compare", "some",
+    "warnings", "MPI", "make_shared_directory", "check_on_all_ranks", "sees", "more", "require_comm", "require_equal",
+    "join_first",
 }  # arithmetic
 
 
