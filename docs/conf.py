@@ -14,7 +14,9 @@ project = "localckpt"
 author = copyright = "localckpt developers"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!localckpt).*")]  # names of other projects, and types in words
+nitpick_ignore_regex = [  # names of other projects, types in words, and what the manual leaves out
+    ("py:.*", r"(?!localckpt).*|localckpt\.(_|functions|storage\.run_directories).*"),
+]
 napoleon_google_docstring = False
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -30,7 +32,7 @@ html_show_sourcelink = False
 html_theme_options = {
     "logo": {"text": f"localckpt {release}"},
     "navbar_align": "left",
-    "show_toc_level": 2,
+    "show_toc_level": 1,
     "footer_start": ["copyright"],
     "footer_end": [],
 }
