@@ -47,7 +47,7 @@ def test_tests_that_a_page_names_exist(page):
 def written_as_one(source):
     """The text of a source, adjacent strings joined, with "…" for what is filled in."""
     joined = re.sub(r"""["']\s*(?:\\\n\s*|\n\s*)?(?:#.*\n\s*)?f?["']""", "", source)
-    return re.sub(r"\{[^{}]*\}|%\S*[a-z]", "…", joined)
+    return re.sub(r"\{[^{}\n]*\}|%\S*[a-z]", "…", joined)
 
 
 def test_messages_of_the_manual_are_in_the_code():
