@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = [*ROOT.glob("localckpt/**/*.py"), *ROOT.glob("src/*.p[yx][xi]"), *ROOT.glob("src/*.h"), ROOT / "setup.py"]
 TABLE = ROOT / "docs" / "reference" / "options.md"
+DESIGN = ROOT / "docs" / "explanation" / "design.md"
 MESSAGES = ROOT / "docs" / "reference" / "messages.md"
 PARTS = "|".join(path.name for path in (ROOT / "tests").iterdir() if path.is_dir())
 
@@ -42,6 +43,12 @@ def test_links_to_files_lead_somewhere(page):
 def test_tests_that_a_page_names_exist(page):
     named = set(re.findall(rf"`(?:tests/)?((?:(?:{PARTS})/)?test_\w+\.py)`", page.read_text()))
     assert {name for name in named if not [*(ROOT / "tests").rglob(name)]} == set()
+
+
+def test_files_of_the_page_on_the_design_exist():
+    named = set(re.findall(r"[\w/]+\.pyx?\b", DESIGN.read_text()))
+    assert len(named) > 30
+    assert {name for name in named if not [*ROOT.rglob(name)]} == set()
 
 
 def written_as_one(source):
