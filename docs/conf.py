@@ -14,9 +14,11 @@ project = "localckpt"
 author = copyright = "localckpt developers"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 nitpicky = True
-nitpick_ignore_regex = [  # names of other projects, types in words, and what the manual leaves out
-    ("py:.*", r"(?!localckpt).*|localckpt\.(_|functions|storage\.run_directories).*"),
-]
+INSIDE = (  # modules that the manual leaves out
+    r"_\w+|functions|adjoint\.(arguments|checkpoints|garbage|patches|progress|saving)|"
+    r"storage\.(content_index|room|run_directories|shared_directories|store_file|stored|summary)"
+)
+nitpick_ignore_regex = [("py:.*", rf"(?!localckpt).*|localckpt\.({INSIDE})(\..*)?")]  # and names of other projects
 napoleon_google_docstring = False
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
