@@ -59,7 +59,7 @@ def written_as_one(source):
 
 def test_messages_of_the_manual_are_in_the_code():
     code = "\n".join(written_as_one(path.read_text()) for path in SOURCES)
-    messages = re.findall(r"^(?:### |\| )`(?:localckpt: )?(.+?)`(?: \|.*)?$", MESSAGES.read_text(), re.M)
+    messages = re.findall(r"^(?:### |\| )`(?:localckpt: )?(.+?)`(?:: .*| \|.*)?$", MESSAGES.read_text(), re.M)
     assert len(messages) > 40
     parts = {message: [part.strip() for part in message.split("…") if part.strip()] for message in messages}
     assert {message for message in parts if not all(part in code for part in parts[message])} == set()
