@@ -33,7 +33,9 @@ def test_readme_is_short():
     assert reference and len(before.split()) <= 600
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_links_to_files_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())  # those between pages: Sphinx looks at them
     assert [target for target in targets if not (page.parent / target).exists()] == []
