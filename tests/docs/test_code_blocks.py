@@ -1,9 +1,10 @@
-"""Every code block of the README and the manual runs as it stands there.
+"""Every code block of the README and the manual runs.
 
-A page's blocks of Python are one script, in their order; one that begins with ``# name.py`` is a file for the page's
-blocks of shell, which run after that. Below a command of a console block stand lines that it prints ("..." is
-anything). Job scripts (``#!``) find stand-ins for what a scheduler has. Before a block that cannot run stands
-``<!-- not run: why -->``.
+The blocks of Python of a page are one script, in their order. A block that begins with ``# name.py`` is a file for
+the page's blocks of shell, which run afterwards. A block of kind ``diff`` is the script after the change. Below a
+command of a console block are lines that it prints ("..." stands for anything). For job scripts (``#!``) there are
+stand-ins for the commands and variables of a scheduler. A block that cannot run has ``<!-- not run: why -->``
+before it.
 """
 
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCED = re.compile(
     r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?"
     r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$",
@@ -25,7 +26,7 @@ FENCED = re.compile(
 )
 SHELL = "sh", "console"
 PROSE = "", "text"  # and MyST's {directives}
-FOLDERS = "SLURM_TMPDIR", "PBS_JOBFS", "SCRATCH"
+DIRECTORIES = "SLURM_TMPDIR", "PBS_JOBFS", "SCRATCH"
 
 LAUNCHER = """#!/bin/sh
 ranks=1  # where more are asked for than run quickly
@@ -51,13 +52,24 @@ class Block:
 
     @property
     def file(self):
-        """The name that a block of Python gives itself."""
+        """The name in the first line of a block of Python."""
         name = re.match(r"# (\S+\.py)\n", self.code)
         return name and name[1]
 
     @property
+    def python(self):
+        """The code of a block of Python, or of a diff after the change."""
+        if self.language == "diff":
+            return "".join(line[1:] for line in self.code.splitlines(keepends=True) if not line.startswith("-"))
+        return self.code if self.language == "python" else None
+
+    @property
     def runs(self):
-        return self.language in ("python", *SHELL) and self.why is None
+        return self.language in ("python", "diff", *SHELL) and self.why is None
+
+
+def name_of(page):
+    return str(page.relative_to(ROOT))
 
 
 def blocks(page):
@@ -70,10 +82,10 @@ def blocks(page):
 
 @pytest.fixture
 def run(tmp_path):
-    """run(command, ...): what it prints, in a folder and an environment of its own."""
+    """run(command, ...): what the command prints, in a directory and an environment of its own."""
     tools, home = tmp_path / "tools", tmp_path / "home" / "localckpt" / "bin"
-    for folder in (tools, home, *(tmp_path / name for name in FOLDERS)):
-        folder.mkdir(parents=True)
+    for directory in (tools, home, *(tmp_path / name for name in DIRECTORIES)):
+        directory.mkdir(parents=True)
     (home / "activate").touch()
     (tmp_path / "script.py").write_text(SCRIPT)
     for name, code in (("mpiexec", LAUNCHER), ("srun", LAUNCHER), ("module", "#!/bin/sh\n")):
@@ -81,7 +93,7 @@ def run(tmp_path):
         (tools / name).chmod(0o755)
     environment = {
         **os.environ,
-        **{name: str(tmp_path / name) for name in FOLDERS},
+        **{name: str(tmp_path / name) for name in DIRECTORIES},
         "MPIEXEC_TIMEOUT": "180",
         "PATH": os.pathsep.join([str(tools), os.path.dirname(sys.executable), os.environ["PATH"]]),
     }
@@ -100,7 +112,7 @@ def run(tmp_path):
         assert done.returncode == 0, f"{command[-1]}\nexit status {done.returncode}:\n{done.stdout}"
         return done.stdout
 
-    run.folder = tmp_path
+    run.directory = tmp_path
     return run
 
 
@@ -117,36 +129,34 @@ def run_shell(run, block):
                 pattern = re.escape(line).replace(r"\.\.\.", ".*")
                 assert any(re.fullmatch(pattern, found) for found in printed), (line, printed)
     elif block.code.startswith("#!"):
-        printed = bash(run, block.code, HOME=str(run.folder / "home"))
-        assert f"checkpoints go to {run.folder}" in printed
+        printed = bash(run, block.code, HOME=str(run.directory / "home"))
+        assert f"checkpoints go to {run.directory}" in printed
     else:
         bash(run, block.code)
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if any(block.runs for block in blocks(page))], ids=lambda page: page.name
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if any(block.runs for block in blocks(page))], ids=name_of)
 def test_the_page_runs(page, run):
     found = [block for block in blocks(page) if block.runs]
     script = []
     for block in found:
         if block.file:
-            (run.folder / block.file).write_text(block.code)
-        elif block.language == "python":  # on the page's own lines, for tracebacks
-            script += [""] * (block.line - 1 - len(script)) + block.code.splitlines()
+            (run.directory / block.file).write_text(block.code)
+        elif block.python is not None:  # on the lines of the page, for tracebacks
+            script += [""] * (block.line - 1 - len(script)) + block.python.splitlines()
     if script:
-        (run.folder / "page.py").write_text("\n".join(script) + "\n")
+        (run.directory / "page.py").write_text("\n".join(script) + "\n")
         run(sys.executable, "page.py")
     for block in found:
         if block.language in SHELL:
             run_shell(run, block)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_block_escapes(page):
     text = page.read_text()
     languages = {block.language for block in blocks(page)}
-    assert all(language in ("python", *SHELL, *PROSE) or language.startswith("{") for language in languages)
+    assert all(language in ("python", "diff", *SHELL, *PROSE) or language.startswith("{") for language in languages)
     assert len(re.findall(r"^\s*(?:```|~~~)", text, re.M)) == 2 * len(blocks(page))
     files = [block.file for block in blocks(page) if block.file]
     commands = "".join(block.code for block in blocks(page) if block.runs and block.language in SHELL)
@@ -156,10 +166,3 @@ def test_no_block_escapes(page):
 def test_few_blocks_are_not_run():
     excused = [block for page in PAGES for block in blocks(page) if block.why is not None]
     assert len(excused) <= 4
-
-
-def test_options_exist():
-    sources = "".join(path.read_text() for path in [*ROOT.glob("localckpt/*.py"), *ROOT.glob("src/*.p[yx][xi]")])
-    known = set(re.findall(r'Options\("localckpt_"\)\.get\w+\("(\w+)"', sources))
-    named = {name for page in PAGES for name in re.findall(r"(?<!\w)-localckpt_(\w+)", page.read_text())}
-    assert named <= known
