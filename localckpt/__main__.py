@@ -50,14 +50,14 @@ def clean(directories, really, as_json):
     """List what runs have left in these directories, and remove what nobody needs."""
     found = [directory for parent in directories for directory in run_directories.find(parent)]
     removed = run_directories.remove_dead(found) if really else []
-    left = [directory for directory in found if really and not directory.why and directory not in removed]
+    left = [directory for directory in found if really and not directory.reason_to_keep and directory not in removed]
     if as_json:
         print(json.dumps([asdict(directory) | {"removed": directory in removed} for directory in found], indent=4))
     else:
         for directory in found:
             what = (
-                f"stays: {directory.why}"
-                if directory.why
+                f"stays: {directory.reason_to_keep}"
+                if directory.reason_to_keep
                 else "removed"
                 if directory in removed
                 else "could not be removed"

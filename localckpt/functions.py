@@ -205,7 +205,7 @@ class FunctionStore:
             exc = LostCheckpointError(
                 f"rank {function.function_space().comm.rank} on {MPI.Get_processor_name()} cannot store a checkpoint "
                 f"of {function.name()!r}: {why.cause}; {sum(d._data.nbytes for d in dat)} bytes wanted, "
-                f"{self.store.last.free} free",
+                f"{self.store.current_file.free_bytes} free",
                 why.file,
                 why.dataset,
                 why.rank,

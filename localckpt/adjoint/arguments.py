@@ -12,7 +12,8 @@ from mpi4py import MPI
 from xxhash import xxh3_64_intdigest
 
 from localckpt._collective import raise_everywhere
-from localckpt.storage.directories import Tier, choose_tiers, wanted_engine
+from localckpt.storage.directories import Tier, choose_tiers
+from localckpt.storage.engines import requested_engine
 from localckpt.storage.nodes import check_ranks, ranks_in
 
 __all__ = ["Arguments", "agree"]
@@ -62,7 +63,7 @@ class Arguments:
             tiers = choose_tiers(checkpoint_dir, 1, "checkpoint_dir")
         else:  # With a checkpoint_comm, Firedrake's dirname is for the shared files only.
             tiers = choose_tiers((own and dirname) or None, 1, "dirname")
-        return cls(comm, checkpoint_comm, bool(cleanup), parent, tiers, wanted_engine(engine))
+        return cls(comm, checkpoint_comm, bool(cleanup), parent, tiers, requested_engine(engine))
 
     def row(self):
         """What other ranks have to know of it, in plain values. Not collective."""
@@ -74,7 +75,7 @@ class Arguments:
             self.cleanup,
             group,
             self.engine or "by default",
-            ", ".join(tier.given for tier in self.tiers),
+            ", ".join(tier.source for tier in self.tiers),
             ", ".join(f"{tier.limit:g}" for tier in self.tiers),
         )
 

@@ -16,22 +16,15 @@ from pyadjoint import OverloadedType, get_working_tape
 from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
 
-from localckpt._collective import interrupts_held
+from localckpt._collective import interrupts_held, raise_everywhere
 from localckpt.adjoint import garbage, patches
 from localckpt.adjoint.arguments import Arguments, agree, require_comm
 from localckpt.functions import CopiedFunction, FunctionStore, content
 from localckpt.storage import run_directories
-from localckpt.storage.directories import (
-    Directory,
-    RoomMonitor,
-    announce,
-    log,
-    make_next_directory,
-    make_shared_directory,
-    named_directories,
-    raise_everywhere,
-)
+from localckpt.storage.directories import Directory, log, named_directories
 from localckpt.storage.nodes import node_comm
+from localckpt.storage.room import RoomMonitor, announce
+from localckpt.storage.shared_directories import make_next_directory, make_shared_directory
 from localckpt.storage.store import Store
 
 __all__ = ["DiskCheckpointer", "LocalCheckpoint", "ProgressBar", "enable_disk_checkpointing"]
@@ -67,7 +60,7 @@ def enable_disk_checkpointing(
     engine : {"direct", "viewer"}, optional
         How bytes move (:mod:`localckpt.storage.engines`). Default: the PETSc option
         ``-localckpt_engine``, else what the directory can be trusted with
-        (:func:`localckpt.storage.directories.choose_engine`).
+        (:func:`localckpt.storage.engines.choose_engine`).
 
     Raises
     ------
@@ -309,7 +302,7 @@ class DiskCheckpointer(TapePackageData):
 
         Returns
         -------
-        localckpt.storage.store.Summary
+        localckpt.storage.summary.Summary
             The same on every rank.
         """
         summary = self._functions.store.summary.over(self.comm)

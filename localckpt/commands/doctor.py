@@ -218,7 +218,7 @@ def save(store, held, array):
 
 
 def restore(store, held, array):
-    held[-1].verified = -inf  # as if that had been long ago
+    held[-1].verified_at = -inf  # as if that had been long ago
     store.get(held[-1], array.shape, array.dtype)
 
 
@@ -262,7 +262,9 @@ def bench(named, timestep, budget, as_json):
     """Print, on rank 0, what disks cost all ranks at once: the slowest one's times. Collective on COMM_WORLD."""
     from mpi4py import MPI
 
-    from localckpt.storage.directories import Directory, choose_engine, choose_tiers, raise_everywhere, usable
+    from localckpt._collective import raise_everywhere
+    from localckpt.storage.directories import Directory, choose_tiers, is_writeable
+    from localckpt.storage.engines import choose_engine
 
     world = MPI.COMM_WORLD
     ranks = world.allreduce(world.Split_type(MPI.COMM_TYPE_SHARED).size, MPI.MAX)
@@ -275,7 +277,7 @@ def bench(named, timestep, budget, as_json):
         raise_everywhere(world, wrong)
     except ValueError as exc:
         sys.exit(str(exc) if world.rank == 0 else 1)
-    disks = {os.stat(path).st_dev: path for path in filter(usable, reversed(likely))}
+    disks = {os.stat(path).st_dev: path for path in filter(is_writeable, reversed(likely))}
     named = world.bcast(named or [*disks.values()][::-1])
     results: dict[str, dict] = {}
     costs = {}

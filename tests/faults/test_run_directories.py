@@ -119,7 +119,7 @@ def test_another_users_folder_stays(tmp_path):
     if os.getuid() == 0:
         os.chown(folder, 12345, 12345)
         found = run_directories.find(tmp_path)[0]
-        assert found.why == "of another user"
+        assert found.reason_to_keep == "of another user"
     assert run_directories.remove_dead(run_directories.find(tmp_path)) == ([] if os.getuid() == 0 else [found])
 
 
@@ -144,7 +144,7 @@ def test_the_next_run_removes_what_a_killed_one_has_left(tmp_path, run_script):
     assert left.exists()
     done = run_script(RUN, tmp_path)
     assert done.returncode == 0 and not left.exists()
-    assert "1 folders of runs that are dead removed" in done.stderr
+    assert "removed 1 directories that dead runs had left" in done.stderr
 
 
 def test_the_next_run_leaves_a_live_one_alone(tmp_path, run_script, holder):
@@ -248,7 +248,7 @@ shutil.rmtree(get_working_tape()._package_data["firedrake"].dirname)
 assert_same(replay(functional), expected)
 """,
         tmp_path,
-        Path(__file__).parents[1] / "tape",
+        Path(__file__).parents[1] / "adjoint",
     )
     assert done.returncode == 0, done.stderr
 
@@ -285,4 +285,4 @@ def test_a_folder_that_cannot_be_looked_at_stays_with_the_reason():
         os.seteuid(user)
         parent.chmod(0o700)
         shutil.rmtree(parent)
-    assert "Permission denied" in found.why and found.age == 0
+    assert "Permission denied" in found.reason_to_keep and found.age == 0

@@ -10,18 +10,18 @@ import pytest
 from mpi4py import MPI
 from petsc4py import PETSc
 
+from localckpt._collective import raise_everywhere
 from localckpt.storage import directories
 from localckpt.storage.directories import (
     Directory,
     Tier,
-    announce,
     choose_directory,
     choose_tiers,
-    make_shared_directory,
-    node_comm,
-    raise_everywhere,
 )
+from localckpt.storage.nodes import node_comm
+from localckpt.storage.room import announce
 from localckpt.storage.run_directories import JOB_DIRECTORIES
+from localckpt.storage.shared_directories import make_shared_directory
 
 WORLD = MPI.COMM_WORLD
 

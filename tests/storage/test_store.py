@@ -17,7 +17,8 @@ import pytest
 from mpi4py import MPI
 
 from localckpt import ChecksumError, LayoutError, LostCheckpointError, TransferError
-from localckpt.storage.store import Store, Stored, prefetch
+from localckpt.storage.store import Store
+from localckpt.storage.stored import Stored, prefetch
 
 WORLD = MPI.COMM_WORLD
 
@@ -113,7 +114,7 @@ def test_more_than_was_stored_is_not_read(store, recently):
     stored = store.put("a", values(10, 1))
     if recently:
         read(store, stored, 10)
-    with pytest.raises(LayoutError, match="stored are 80 bytes, to be read are 160"):
+    with pytest.raises(LayoutError, match="80 bytes are stored, the array to read them into has 160"):
         read(store, stored, 20)
 
 
@@ -160,7 +161,7 @@ def test_ranks_that_drop_differently_never_disagree(seed, store):
         for old in list(held):
             if mine.random() < 0.2:
                 del held[old]
-    if store.comm == WORLD and not store.direct:  # otherwise each rank chooses rows of its own
+    if store.collective:  # otherwise each rank chooses rows of its own
         assert WORLD.allgather(numbers) == [numbers] * WORLD.size
     # Reading is collective: what some rank has dropped is not read.
     common = set.intersection(*WORLD.allgather(set(held)))
@@ -318,7 +319,7 @@ def test_an_array_of_the_callers_is_filled(store, size):
 
 def test_an_array_of_another_size_is_not_filled(store):
     stored, mine = store.put("a", values(10, 1)), np.zeros(9)
-    with pytest.raises(LayoutError, match="stored are 80 bytes, to be read are 72"):
+    with pytest.raises(LayoutError, match="80 bytes are stored, the array to read them into has 72"):
         store.get(stored, out=mine)
     assert not mine.any()
 
@@ -328,7 +329,7 @@ def test_a_sweep_in_reverse_past_the_cache_is_right(store, size):
     held = [store.put("a", values(size, i)) for i in range(20)]
     del held[7]  # the chain of what was stored before has a gap
     store.flush()
-    number = store._engine.file.descriptor.fileno()
+    number = store.current_file.engine.file.descriptor.fileno()
     os.fsync(number)
     os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
     for i, stored in reversed([*enumerate(held)]):
@@ -339,7 +340,7 @@ def test_a_sweep_in_reverse_has_the_disk_read_ahead(tmp_path):
     size = 10**5
     store = Store(MPI.COMM_SELF, str(tmp_path / "own.h5"))
     held = [store.put("a", values(size, i)) for i in range(8)]
-    file = store._engine.file.descriptor
+    file = store.current_file.engine.file.descriptor
     os.fsync(file.fileno())
     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     store.get(held[-1], out=np.empty(size))  # not mapped: around those pages the system reads both ways by itself
@@ -387,7 +388,7 @@ def test_store_and_places_need_no_firedrake():
 def test_array_larger_than_the_others_of_its_key_is_no_place_to_write_over_them(tmp_path):
     store = Store(MPI.COMM_SELF, str(tmp_path / "file.h5"))
     first = store.put("row", np.zeros(10))
-    with pytest.raises(LayoutError, match="rows of 80 bytes, to be stored are 240"):
+    with pytest.raises(LayoutError, match="the array to store has 240 bytes, rows of this key have 80"):
         store.put("row", np.ones(30))
     second = store.put("row", np.ones(10))
     assert not read(store, first, 10).any() and read(store, second, 10).all()
@@ -416,7 +417,7 @@ def many(store, kept):
 def test_memory_of_dropped_arrays_does_not_grow(tmp_path, engine):
     store = Store(MPI.COMM_SELF, str(tmp_path / "file.h5"), engine=engine)
     many(store, np.zeros(1))
-    assert len(store._known) <= 1001
+    assert len(store._index) <= 1001
 
 
 @pytest.mark.parametrize("engine", ["direct", "viewer"])
@@ -431,7 +432,7 @@ def test_array_is_known_as_long_as_it_is_held(tmp_path, engine):
 def test_neither_a_store_nor_what_it_holds_can_be_copied(tmp_path, copy_of):
     store = Store(MPI.COMM_SELF, str(tmp_path / "store.h5"))
     for original in store, store.put("a", np.arange(3.0)):
-        with pytest.raises(TypeError, match="cannot be copied or pickled; restore it, and copy what that gives"):
+        with pytest.raises(TypeError, match="cannot be copied or pickled: restore it and copy the result"):
             copy_of(original)
 
 
@@ -452,6 +453,6 @@ def test_threads_that_store_first_at_the_same_time_share_a_file(tmp_path):
         store = Store(MPI.COMM_SELF, str(tmp_path / f"{trial}.h5"))
         with ThreadPoolExecutor(4) as threads:
             rows = sum(threads.map(put, [store] * 4, [Barrier(4)] * 4, range(4)), [])
-        assert len({row.row.offset for row in rows}) == 40 and store._files == 1
+        assert len({row.row.offset for row in rows}) == 40 and store.current_file._times_opened == 1
         for seed, row in enumerate(rows):
             np.testing.assert_array_equal(read(store, row, 1000), values(1000, seed))

@@ -100,7 +100,7 @@ def test_all_tiers_are_counted_together(tmp_path, engine):
     )
     held = [store.put("a", values(100, seed)) for seed in range(10)]
     held.append(store.put("a", values(100, 9)))
-    assert len({row.store for row in held}) == 2
+    assert len({row.file for row in held}) == 2
     for row in held:
         store.get(row, (100,), np.dtype(float))
     assert counted(store.summary) == {
