@@ -109,9 +109,19 @@ class Engine(ABC):
             If it cannot be written, and then at every later call: on this rank or, where writing is collective, on all.
         """
 
+    def _require_size(self, key: str, array: NDArray[Any], nbytes: int) -> None:
+        """Raise LayoutError if the array to store has not the size that the key began with. Not collective."""
+        if array.nbytes != nbytes:
+            raise LayoutError(
+                f"the array to store has {array.nbytes} bytes, rows of this key have {nbytes}",
+                self.file.path,
+                key,
+                self.file.comm.rank,
+            )
+
     @abstractmethod
     def retire(self) -> None:
-        """Write no more: the file is closed when its last row is dropped. Not collective.
+        """Write no more: the file is closed when this engine and its last row are dropped. Not collective.
 
         Raises
         ------
@@ -169,7 +179,7 @@ class DirectEngine(Engine):
                 self.file.agree(self._flags)
                 enough_rows, all_can_save = self._flags
                 if not all_can_save:
-                    self._require_size(pool, array)
+                    self._require_size(key, array, pool.nbytes)
                     raise LostCheckpointError("another rank could not store a checkpoint", self.file.path, key)
                 if enough_rows:
                     pool.due = wanted
@@ -228,7 +238,7 @@ class DirectEngine(Engine):
         if self.broken is not None:
             raise copy(self.broken)
         pool = self.pools.get(key) or self.add_rows(key, array)
-        self._require_size(pool, array)
+        self._require_size(key, array, pool.nbytes)
         row = pool.claim() or self.add_rows(key, array).claim()
         assert row is not None
         try:
@@ -237,15 +247,6 @@ class DirectEngine(Engine):
             self.broken = copy(exc)
             raise
         return row
-
-    def _require_size(self, pool: Pool, array: NDArray[Any]) -> None:
-        if array.nbytes != pool.nbytes:
-            raise LayoutError(
-                f"the array to store has {array.nbytes} bytes, rows of this key have {pool.nbytes}",
-                self.file.path,
-                pool.name,
-                self.file.comm.rank,
-            )
 
     def retire(self) -> None:
         self.file.drop()  # rows need no more than the descriptor
@@ -287,13 +288,19 @@ class ViewerEngine(Engine):
         super().__init__(file, recycle, limit)
         self.retired = False
         self.held = 0  # rows that this rank holds
-        # For each key: how many datasets there are; which of them all ranks know to be free; which of them this
-        # rank alone no longer needs.
+        # For each key: the bytes of an array on this rank; how many datasets there are; which of them all ranks know to
+        # be free; which of them this rank alone no longer needs.
+        self.sizes: dict[str, int] = {}
         self.datasets: defaultdict[str, int] = defaultdict(int)
         self.free: defaultdict[str, list[int]] = defaultdict(list)
         self.released: defaultdict[str, set[int]] = defaultdict(set)
 
     def prepare(self, key: str, array: NDArray[Any], error: Exception | None) -> Exception | None:
+        try:
+            if error is None:
+                self._require_size(key, array, self.sizes.setdefault(key, array.nbytes))
+        except Exception as exc:
+            error = exc
         try:
             raise_everywhere(self.file.comm, error)
         except Exception as exc:
@@ -353,6 +360,7 @@ class ViewerEngine(Engine):
     def write(self, key: str, array: NDArray[Any]) -> ViewerRow:
         if self.broken is not None:
             raise copy(self.broken)
+        self._require_size(key, array, self.sizes.setdefault(key, array.nbytes))
         try:
             number = self.claim(key, array.nbytes)
             self.held += 1
@@ -383,8 +391,9 @@ def requested_engine(engine: str | None = None) -> Literal["direct", "viewer"] |
         If it is neither "direct" nor "viewer".
     """
     requested = engine or PETSc.Options("localckpt_").getString("engine", "") or None
-    if requested is None or requested == "direct" or requested == "viewer":
-        return requested
+    match requested:
+        case None | "direct" | "viewer":
+            return requested
     raise ValueError(f"{'engine' if engine else '-localckpt_engine'} is 'direct' or 'viewer', not {requested!r}")
 
 

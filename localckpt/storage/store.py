@@ -228,7 +228,7 @@ class Store:
             if self.failure is not None:
                 raise copy(self.failure)
             array = np.ascontiguousarray(array)  # a component that sub() gives of a vector is not
-            valid_part = array if valid is None else array[:valid]
+            valid_part: Any = array if valid is None else array[:valid]
             nbytes = array.nbytes
             digest = xxh3_128_digest(valid_part)
             content = nbytes, digest

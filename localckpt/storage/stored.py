@@ -108,7 +108,8 @@ class Stored:
         else:
             array = mapping
         if verify:
-            if xxh3_128_digest(array.reshape(-1).view(np.uint8)[: self.valid_nbytes]) != self.digest:
+            valid_part: Any = array.reshape(-1).view(np.uint8)[: self.valid_nbytes]
+            if xxh3_128_digest(valid_part) != self.digest:
                 raise ChecksumError(
                     "the bytes read differ from those stored", self.file.path, self.key, self.file.comm.rank
                 )

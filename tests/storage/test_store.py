@@ -63,12 +63,6 @@ def test_an_array_comes_back(store):
     assert (read(store, store.put("a", a), 10) == a).all()
 
 
-@pytest.mark.parallel([1, 3])
-def test_ranks_without_entries_take_part(store):
-    a = values(4 * (WORLD.rank == WORLD.size - 1), 1)
-    assert (read(store, store.put("a", a), a.size) == a).all()
-
-
 @pytest.mark.parallel([1, 2])
 def test_arrays_whose_valid_entries_are_equal_keep_their_sizes(store):
     # Two spaces with equal owned dofs, stale halos, and halos of different sizes.
@@ -84,29 +78,11 @@ def test_arrays_under_one_key_are_kept_apart(store):
 
 
 @pytest.mark.parallel([1, 3])
-def test_keys_are_kept_apart(store):
-    keys = ["a", "a_0", "a_0_0", "a/0", "a%2F0"]
-    rows = [store.put(key, values(3, seed)) for seed, key in enumerate(keys)]
-    rows += [store.put(key, values(3, 10 + seed)) for seed, key in enumerate(keys)]
-    assert all(
-        (read(store, row, 3) == values(3, seed)).all()
-        for seed, row in zip([*range(5), *range(10, 15)], rows, strict=True)
-    )
-
-
-@pytest.mark.parallel([1, 3])
 @pytest.mark.parametrize("before", [0, 1, 3])
 def test_numbers_come_back_where_a_cpu_wants_them(store, before):
     held = [store.put(f"int8 {n}", np.full(n, n, dtype=np.int8)) for n in range(before)]
     row = store.put("a", values(10**5, 1))
     assert read(store, row, 10**5).flags.aligned and len(held) == before
-
-
-@pytest.mark.parallel([1, 2])
-@pytest.mark.parametrize("keys", [["u", "u.1"], ["u.1", "u"]])
-def test_a_key_may_be_called_like_another_ones_dataset(store, keys):
-    rows = [(seed, store.put(key, values(10, seed))) for key in keys for seed in range(7)]
-    assert all((read(store, row, 10) == values(10, seed)).all() for seed, row in rows)
 
 
 @pytest.mark.parametrize("recently", [True, False])
@@ -138,17 +114,6 @@ def test_a_store_used_over_and_over_takes_no_more_rows(store):
     assert max(highest[2:]) == max(highest[:2])
 
 
-@pytest.mark.parallel([2, 3])
-def test_a_row_that_one_rank_still_holds_is_not_used_again(shared_tmp):
-    store = Store(WORLD, str(shared_tmp / "all.h5"), engine="viewer")
-    rows = [store.put("a", values(5, seed)) for seed in range(6)]
-    held = rows if WORLD.rank == 1 else []
-    numbers = {place(row) for row in rows}
-    del rows
-    again = [place(store.put("a", values(5, 100 + i))) for i in range(20)]
-    assert not numbers & set(again) and (held or WORLD.rank != 1)
-
-
 @pytest.mark.parallel([1, 2, 3])
 @pytest.mark.parametrize("seed", range(4))
 def test_ranks_that_drop_differently_never_disagree(seed, store):
@@ -178,16 +143,6 @@ def test_what_is_stored_stays_readable_after_retire(store):
     assert (read(store, row, 5) == values(5, 1)).all() and (read(store, other, 5) == values(5, 2)).all()
 
 
-def test_a_retired_file_is_closed_with_its_last_row(store, path):
-    rows = [store.put("a", values(5, seed)) for seed in range(3)]
-    store.retire()
-    before = len(open_files(path))
-    while rows:
-        rows.pop()
-        gc.collect()
-    assert before and not open_files(path)
-
-
 def test_the_same_bytes_after_retire_do_not_keep_the_old_file(store, path):
     def numbers():  # of all files that have had this name
         return {
@@ -204,13 +159,6 @@ def test_the_same_bytes_after_retire_do_not_keep_the_old_file(store, path):
     gc.collect()
     assert retired and not retired & numbers()
     assert (read(store, new, 5) == values(5, 1)).all()
-
-
-def test_a_file_without_rows_is_closed_by_retire(store, path):
-    store.put("a", values(5, 1))
-    before = len(open_files(path))
-    store.retire()
-    assert before and not open_files(path)
 
 
 @pytest.mark.parallel([2, 3])
@@ -233,13 +181,6 @@ def test_with_cleanup_no_file_has_a_name(store, path):
     row = store.put("a", values(5, 1))
     WORLD.barrier()
     assert os.listdir(os.path.dirname(path)) == [] and row
-
-
-@pytest.mark.parallel([1, 2])
-def test_without_cleanup_no_row_is_used_again(comm, path):
-    store = Store(comm, path, cleanup=False)
-    numbers = [place(store.put("a", values(5, seed))) for seed in range(10)]
-    assert len(set(numbers)) == 10
 
 
 @pytest.mark.parallel([1, 2])
@@ -383,15 +324,6 @@ def test_a_temporary_store_takes_its_folder_along(comm, shared_tmp):
 def test_store_and_places_need_no_firedrake():
     code = "import localckpt.storage.store, localckpt.storage.directories, sys; sys.exit('firedrake' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ), timeout=60).returncode == 0
-
-
-def test_array_larger_than_the_others_of_its_key_is_no_place_to_write_over_them(tmp_path):
-    store = Store(MPI.COMM_SELF, str(tmp_path / "file.h5"))
-    first = store.put("row", np.zeros(10))
-    with pytest.raises(LayoutError, match="the array to store has 240 bytes, rows of this key have 80"):
-        store.put("row", np.ones(30))
-    second = store.put("row", np.ones(10))
-    assert not read(store, first, 10).any() and read(store, second, 10).all()
 
 
 @pytest.mark.parallel(2)
