@@ -179,11 +179,12 @@ class Store:
         -------
         Store
         """
+        chosen_engine = engine or choose_engine(comm)  # collective: before anything that could raise on one rank
         return cls(
             comm,
             os.path.join(directory, "current.h5"),
             cleanup,
-            engine or choose_engine(comm),
+            chosen_engine,
             limit=tier.limit,
             tiers=tiers,
             later_engine=engine,

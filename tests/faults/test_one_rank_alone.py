@@ -16,8 +16,8 @@ from types import ModuleType
 SPARED = {
     "raise_everywhere", "interrupts_held", "monotonic", "nullcontext", "suppress", "choose_engine",
     "make_next_directory", "node_comm", "log", "sys", "atexit", "threading", "weakref", "errno", "_errno",
-    "warnings", "MPI", "make_shared_directory", "_require_all_see", "can_open", "agree", "rows_to_add", "require_comm",
-    "compare", "some",
+    "warnings", "MPI", "garbage", "make_shared_directory", "_require_all_see", "can_open", "agree", "rows_to_add",
+    "require_comm", "compare", "some",
 }  # arithmetic
 
 
