@@ -10,14 +10,14 @@ import logging
 from localckpt.storage.directories import Tier
 from localckpt.storage.store import Store
 
-folder, layout, engine, tiers = sys.argv[1:5]
+directory, layout, engine, tiers = sys.argv[1:5]
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
 c = MPI.COMM_SELF if layout == "own" else comm
 for name in ("first", "second"):
-    os.makedirs(os.path.join(folder, name), exist_ok=True)
+    os.makedirs(os.path.join(directory, name), exist_ok=True)
 comm.barrier()
-store = Store(c, os.path.join(folder, "first", f"{comm.rank if layout == 'own' else 'all'}.h5"), engine=engine,
-              tiers=[Tier(os.path.join(folder, "second"))] * (tiers == "two"))
+store = Store(c, os.path.join(directory, "first", f"{comm.rank if layout == 'own' else 'all'}.h5"), engine=engine,
+              tiers=[Tier(os.path.join(directory, "second"))] * (tiers == "two"))
 
 
 def values(i):
@@ -118,7 +118,7 @@ def test_a_store_goes_on_in_the_next_tier(run, call, error, ranks, layout):
     said = run(
         """
 rows = save()
-assert len(store._files) == 2 and store.current_file.tier == os.path.join(folder, "second")
+assert len(store._files) == 2 and store.current_file.tier == os.path.join(directory, "second")
 check(rows)
 again = save()
 check(again)
@@ -132,13 +132,13 @@ check(again)
 
 
 @pytest.mark.parametrize("ranks", [0, 2])
-def test_a_next_tier_that_fails_too_leaves_no_folder(run, ranks):
+def test_a_next_tier_that_fails_too_leaves_no_directory(run, ranks):
     said = run(
         """
 found = attempt(save)
 assert {kind for kind, words in found} == {"TransferError"}, found
 assert all("/second/" in words for kind, words in found), found
-assert os.listdir(os.path.join(folder, "second")) == []
+assert os.listdir(os.path.join(directory, "second")) == []
 """,
         f"pwrite {errno.EIO} {WHEN['pwrite']} {EVERY} .data",
         ranks,
@@ -458,7 +458,7 @@ assert file.closed
 
 
 @pytest.mark.parametrize("error", ["EIO", "EROFS"])
-def test_an_evaluation_begins_whatever_became_of_the_first_folder(tmp_path, run_script, faulty, error):
+def test_an_evaluation_begins_whatever_became_of_the_first_directory(tmp_path, run_script, faulty, error):
     done = run_script(
         """
 from localckpt.adjoint import DiskCheckpointer

@@ -205,7 +205,7 @@ def test_a_file_that_is_kept_is_not_written_over_by_the_next_one(comm, path, eng
 
 
 @pytest.mark.parallel([1, 2])
-def test_a_folder_that_is_gone_is_an_error_on_every_rank(shared_tmp):
+def test_a_directory_that_is_gone_is_an_error_on_every_rank(shared_tmp):
     store = Store(WORLD, str(shared_tmp / "gone" / "all.h5"))
     with pytest.raises(FileNotFoundError, match="gone"):
         store.put("a", values(5, 1))
@@ -308,7 +308,7 @@ def test_few_calls_ask_for_what_comes_next(nbytes, most):
 
 
 @pytest.mark.parallel([1, 2])
-def test_a_temporary_store_takes_its_folder_along(comm, shared_tmp):
+def test_a_temporary_store_takes_its_directory_along(comm, shared_tmp):
     store = Store.temporary(comm, shared_tmp)
     stored = store.put("a", values(5, 1))
     assert (read(store, stored, 5) == values(5, 1)).all()
