@@ -60,7 +60,7 @@ def growths(saves):
     """How often the direct engine adds rows to a file, for so many saves of new arrays of one space."""
     rows = n = 0
     while rows < saves:
-        rows += min(max(4, rows // 4), 250)  # localckpt.storage.engines.more
+        rows += min(max(4, rows // 4), 250)  # localckpt.storage.engines.rows_to_add
         n += 1
     return n
 

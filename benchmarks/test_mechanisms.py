@@ -17,7 +17,7 @@ from conftest import race
 from problems import advection, inside, square
 
 from localckpt.functions import SavedFunction
-from localckpt.storage import store
+from localckpt.storage import store, stored
 from localckpt.storage.store import Store
 
 PROBLEMS = {"advection, 60k dofs": 100, "advection, 540k dofs": 300}  # cells along each side
@@ -37,7 +37,7 @@ def patched(owner, **values):
 
 
 def forgetting(store, *args, put=Store.put):
-    store._known.clear()
+    store._index.clear()
     return put(store, *args)
 
 
@@ -54,15 +54,21 @@ def stale(saved, load=SavedFunction.load):
 
 
 numbers = itertools.count()
+
+
+@contextlib.contextmanager
+def without_hashes():
+    with patched(stored, VERIFIED_FOR=inf), patched(store, xxh3_128_digest=lambda array: next(numbers)):
+        yield
+
+
 WITHOUT = {
     "all": contextlib.nullcontext,
-    "restores by pread, none mapped": partial(patched, store, MAP_FROM=inf),
-    "no verification": partial(patched, store, RECENT=inf),
-    "every restore verified": partial(patched, store, RECENT=-1),
+    "restores by pread, none mapped": partial(patched, stored, MAP_FROM=inf),
+    "no verification": partial(patched, stored, VERIFIED_FOR=inf),
+    "every restore verified": partial(patched, stored, VERIFIED_FOR=-1),
     "no repeats sought": partial(patched, Store, put=forgetting),
-    "no hash: neither repeats nor verification": partial(
-        patched, store, RECENT=inf, xxh3_128_digest=lambda array: next(numbers)
-    ),
+    "no hash: neither repeats nor verification": without_hashes,
     "halos exchanged after a restore": partial(patched, SavedFunction, load=stale),
     "arrays in memory": partial(
         patched,

@@ -1,13 +1,13 @@
-"""Initial temperature from what it became: an adjoint in plain PETSc, its states on node-local disks.
+"""A hand-written adjoint in plain PETSc, its checkpoints on node-local disks: find the initial temperature.
 
-The temperature u follows  u_t = k lap(u) + u - u^3  on the unit square with u = 0 around it: diffusion implicit,
-reaction explicit. The initial temperature is the control, the misfit to a target at the end is what is to be
-small. A schedule of checkpoint_schedules says which states are kept where::
+The temperature u follows  u_t = k lap(u) + u - u^3  on the unit square, with u = 0 on the boundary; diffusion is
+implicit, reaction explicit. The control is the initial temperature; the functional is the misfit between the final
+temperature and a target. A schedule of checkpoint_schedules decides which states are kept where::
 
     mpiexec -n 2 python examples/petsc_heat.py --schedule HRevolve
 
-or, without that option, several of them one after the other. Needs petsc4py, checkpoint_schedules and localckpt:
-no Firedrake and no tape.
+Without that option, several schedules run one after the other. Needs petsc4py, checkpoint_schedules and localckpt,
+but neither Firedrake nor a tape.
 """
 
 import argparse
@@ -15,10 +15,10 @@ import sys
 import time
 
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-options.add_argument("--schedule", help="name of a class of checkpoint_schedules")
+options.add_argument("--schedule", help="class name of a schedule in checkpoint_schedules")
 options.add_argument("--cells", type=int, default=64, help="cells along each side")
 options.add_argument("--steps", type=int, default=50)
-options, sys.argv[1:] = options.parse_known_args()  # the rest is for PETSc
+options, sys.argv[1:] = options.parse_known_args()  # PETSc takes the others
 
 import petsc4py  # noqa: E402
 
@@ -39,7 +39,7 @@ class Heat:
         self.dt = dt
         self.grid = PETSc.DMDA().create([cells - 1, cells - 1], stencil_width=1)
         self.grid.setUniformCoordinates(1 / cells, 1 - 1 / cells, 1 / cells, 1 - 1 / cells)
-        self.matrix = self.grid.createMat()  # of 1 - dt k lap
+        self.matrix = self.grid.createMat()  # 1 - dt k lap
         weight = dt * diffusivity * cells**2
         row, column = PETSc.Mat.Stencil(), PETSc.Mat.Stencil()
         (x0, x1), (y0, y1) = self.grid.getRanges()
@@ -60,7 +60,7 @@ class Heat:
         self.solver.setFromOptions()
 
     def field(self, function):
-        """A Vec of function(x, y)."""
+        """Return function(x, y) as a Vec."""
         u = self.grid.createGlobalVec()
         u.array = function(*self.grid.getCoordinates().array_r.reshape(-1, 2).real.T)
         return u
@@ -71,37 +71,37 @@ class Heat:
         self.solver.solve(u.copy(), u)
 
     def adjoint_step(self, u, adjoint):
-        """Take the adjoint back over the step that began with u."""
+        """Take the adjoint back over the step that began with the state u."""
         self.solver.solve(adjoint.copy(), adjoint)
         adjoint.array *= 1 + self.dt * (1 - 3 * u.array_r**2)
 
 
 class Run:
-    """The functional and its gradient, one after the other as a schedule wants it."""
+    """Computes the functional, and its gradient with the checkpoints of a schedule."""
 
     def __init__(self, heat, target, steps):
         self.heat, self.target, self.steps = heat, target, steps
         self.store = Store.temporary()  # a file per rank on a node-local disk
-        self.done = 0  # timesteps, in all
+        self.done = 0  # timesteps computed in the last gradient
 
     def written(self):
-        """Bytes that were ever written to disk."""
+        """Return the bytes written to disk so far, on all ranks."""
         return self.heat.grid.comm.tompi4py().allreduce(self.store.summary.written)
 
     def functional(self, u):
-        """Half of the mean square of the misfit at the end; u is what the run begins with, and ends with."""
+        """Advance u from the initial to the final state and return half the mean square of its misfit."""
         for _ in range(self.steps):
             self.heat.step(u)
         return self.misfit(u)[0]
 
     def misfit(self, u):
-        """The functional, and its derivative by the last state."""
+        """Return the functional and its derivative with respect to the final state u."""
         adjoint = u - self.target
         adjoint.scale(1 / u.getSize())
         return (u - self.target).dot(adjoint).real / 2, adjoint
 
     def gradient(self, initial, schedule):
-        """The functional and its derivative by the initial state."""
+        """Return the functional and its derivative with respect to the initial state."""
         u = initial.copy()
         kept = {storage: {} for storage in StorageType}  # where -> timestep -> state
         self.done = 0
@@ -118,7 +118,7 @@ class Run:
         for action in schedule:
             if isinstance(action, schedules.Forward):
                 for n in range(action.n0, min(action.n1, self.steps)):
-                    # To go on from here, or for the adjoint of this step: it is the same state.
+                    # The adjoint of this step and a restart from it need the same state.
                     if action.write_adj_deps or action.write_ics and n == action.n0:
                         keep(n, action.storage)
                     self.heat.step(u)
@@ -143,13 +143,13 @@ class Run:
 
 
 def taylor_test(run, initial, value, gradient):
-    """How fast what is left of J(u + h v) after its linear part vanishes with h: 2 if the gradient is right."""
+    """Return the order in h at which J(u + h v) - J(u) - h J'(u) v vanishes: 2 if the gradient is right."""
     v = run.heat.field(lambda x, y: x * (1 - x) * np.sin(3 * np.pi * y))
     single = PETSc.RealType(0).itemsize < 8
-    left = []
+    remainders = []
     for h in (1.0, 0.5, 0.25) if single else (0.1, 0.05, 0.025):
-        left.append(abs(run.functional(initial + h * v) - value - h * gradient.dot(v).real))
-    return min(np.log2(left[i] / left[i + 1]) for i in range(2))
+        remainders.append(abs(run.functional(initial + h * v) - value - h * gradient.dot(v).real))
+    return min(np.log2(remainders[i] / remainders[i + 1]) for i in range(2))
 
 
 def main():

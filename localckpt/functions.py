@@ -287,7 +287,8 @@ class FunctionStore:
             nbytes = sum(local_array(dat).nbytes for dat in component_dats(function))
             lost = LostCheckpointError(
                 f"rank {function.function_space().comm.rank} on {MPI.Get_processor_name()} cannot store a checkpoint "
-                f"of {function.name()!r}: {reason.cause}; {nbytes} bytes wanted, {self.store.last.free} free",
+                f"of {function.name()!r}: {reason.cause}; {nbytes} bytes wanted, "
+                f"{self.store.current_file.free_bytes} free",
                 reason.file,
                 reason.dataset,
                 reason.rank,

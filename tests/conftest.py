@@ -131,7 +131,7 @@ def run_script(tmp_path):
 
 @pytest.fixture(params=["own", "world"])
 def comm(request):
-    """The communicator that a file is on."""
+    """The communicator of a file: of this rank alone, or of all ranks."""
     return MPI.COMM_SELF if request.param == "own" else MPI.COMM_WORLD
 
 
@@ -143,4 +143,5 @@ def path(comm, shared_tmp):
 
 @pytest.fixture(params=["direct", "viewer"])
 def store(comm, path, request):
+    """A store on `comm`, with one engine after the other."""
     return Store(comm, path, engine=request.param)

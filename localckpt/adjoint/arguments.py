@@ -14,7 +14,8 @@ from mpi4py import MPI
 from xxhash import xxh3_64_intdigest
 
 from localckpt._collective import raise_everywhere
-from localckpt.storage.directories import Tier, choose_tiers, wanted_engine
+from localckpt.storage.directories import Tier, choose_tiers
+from localckpt.storage.engines import requested_engine
 from localckpt.storage.nodes import check_ranks, ranks_in
 
 __all__ = ["Arguments", "check_on_all_ranks", "require_comm"]
@@ -92,7 +93,7 @@ class Arguments:
             tiers = choose_tiers(checkpoint_dir, 1, "checkpoint_dir")
         else:  # with a checkpoint_comm, dirname is for checkpointable_mesh only, as in Firedrake
             tiers = choose_tiers((file_per_rank and dirname) or None, 1, "dirname")
-        return cls(comm, checkpoint_comm, bool(cleanup), mesh_parent, tiers, wanted_engine(engine))
+        return cls(comm, checkpoint_comm, bool(cleanup), mesh_parent, tiers, requested_engine(engine))
 
     def comparable(self) -> Comparable:
         """What the ranks compare. Not collective."""
@@ -103,7 +104,7 @@ class Arguments:
             self.cleanup,
             (ranks[0], len(ranks), xxh3_64_intdigest(np.array(ranks).tobytes())),
             self.engine or "by default",
-            ", ".join(tier.given for tier in self.tiers),
+            ", ".join(tier.source for tier in self.tiers),
             ", ".join(f"{tier.limit:g}" for tier in self.tiers),
         )
 

@@ -24,17 +24,12 @@ from localckpt.adjoint.checkpoints import EnsembleCheckpoint, MeshCheckpoint
 from localckpt.adjoint.saving import begin_saving, end_saving
 from localckpt.functions import CopiedFunction, FunctionStore, SavedFunction, fingerprint
 from localckpt.storage import run_directories
-from localckpt.storage.directories import (
-    Directory,
-    RoomMonitor,
-    announce,
-    log,
-    make_next_directory,
-    make_shared_directory,
-    named_directories,
-)
+from localckpt.storage.directories import Directory, log, named_directories
 from localckpt.storage.nodes import node_comm
-from localckpt.storage.store import Store, Summary
+from localckpt.storage.room import RoomMonitor, announce
+from localckpt.storage.shared_directories import make_next_directory, make_shared_directory
+from localckpt.storage.store import Store
+from localckpt.storage.summary import Summary
 
 __all__ = ["DiskCheckpointer", "enable_disk_checkpointing", "summary"]
 
@@ -77,7 +72,8 @@ def enable_disk_checkpointing(
         PETSc option ``-localckpt_dir``, or else, with a warning, the current directory, as in Firedrake.
     engine : {"direct", "viewer"}, optional
         How bytes are moved (:mod:`localckpt.storage.engines`). By default the PETSc option ``-localckpt_engine``, or
-        else what suits the directory's filesystem (:func:`localckpt.storage.directories.choose_engine`).
+        else "direct" where all ranks of a file are on one node, and "viewer" where they are not
+        (:func:`localckpt.storage.engines.choose_engine`).
 
     Raises
     ------
@@ -370,7 +366,7 @@ class DiskCheckpointer(TapePackageData):
 
         Returns
         -------
-        localckpt.storage.store.Summary
+        localckpt.storage.summary.Summary
             The same on every rank.
         """
         summary = self.local_summary.over(self.comm)

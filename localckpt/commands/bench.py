@@ -132,7 +132,7 @@ def default_directories(ranks: int) -> list[str]:
     from mpi4py import MPI
 
     from localckpt._collective import raise_everywhere
-    from localckpt.storage.directories import choose_tiers, usable
+    from localckpt.storage.directories import choose_tiers, is_writeable
 
     chosen, error = [], None
     try:
@@ -144,7 +144,7 @@ def default_directories(ranks: int) -> list[str]:
     except ValueError as exc:
         sys.exit(str(exc) if MPI.COMM_WORLD.rank == 0 else 1)
     disks: dict[int, str] = {}
-    for path in filter(usable, [*chosen, *run_directories.default_parents()]):
+    for path in filter(is_writeable, [*chosen, *run_directories.default_parents()]):
         disks.setdefault(os.stat(path).st_dev, path)
     return list(disks.values())
 
@@ -153,7 +153,8 @@ def measure_directory(name: str, ranks: int, budget: float, timestep: float) -> 
     """What so many seconds of measuring find, on the slowest rank. Collective on COMM_WORLD."""
     from mpi4py import MPI
 
-    from localckpt.storage.directories import Directory, choose_engine
+    from localckpt.storage.directories import Directory
+    from localckpt.storage.engines import choose_engine
 
     world, error = MPI.COMM_WORLD, None
     try:
@@ -224,7 +225,7 @@ def save(store: Any, held: list[Any], array: NDArray[Any]) -> None:
 
 
 def restore(store: Any, held: list[Any], array: NDArray[Any]) -> None:
-    held[-1].verified = -inf  # otherwise the checksum would be skipped if it was verified within the last second
+    held[-1].verified_at = -inf  # otherwise the checksum would be skipped if it was verified within the last second
     store.get(held[-1], array.shape, array.dtype)
 
 

@@ -50,14 +50,16 @@ def main(options: argparse.Namespace) -> int:
             print(f"{directory.nbytes / 1e6:12.3f} MB {directory.age / 3600:9.1f} h  {directory.path}  {fate}")
     else:
         print(f"nothing in {', '.join(options.directories)}")
-    failed = [directory for directory in found if options.yes and not directory.why and directory not in removed]
+    failed = [
+        directory for directory in found if options.yes and not directory.reason_to_keep and directory not in removed
+    ]
     return 1 if failed else 0
 
 
 def describe(directory: RunDirectory, removed: bool, yes: bool) -> str:
     """What happened, or would happen, to a directory."""
-    if directory.why:
-        return f"stays: {directory.why}"
+    if directory.reason_to_keep:
+        return f"stays: {directory.reason_to_keep}"
     if removed:
         return "removed"
     return "could not be removed" if yes else "would be removed with --yes"

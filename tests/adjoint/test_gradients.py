@@ -108,7 +108,7 @@ def test_schedule_leaves_no_row_and_no_file_behind(schedule, shared_tmp, tape):
 
 def engine(tape):
     """What stores the checkpoints of this tape."""
-    return tape._package_data["firedrake"]._functions.store._engine
+    return tape._package_data["firedrake"]._functions.store.current_file.engine
 
 
 @pytest.mark.parallel([1, 3])

@@ -95,7 +95,7 @@ def machine(spaces, **arguments):
             store = self.checkpointer._functions.store
             store.flush()
             whole = True
-            if not self.checkpointer.cleanup and store._engine is not None and store.comm.rank == 0:
+            if not self.checkpointer.cleanup and store.current_file.engine is not None and store.comm.rank == 0:
                 with h5py.File(store.path, locking=False) as file:
                     whole = len(file) > 0
             agree(whole, "flushed")

@@ -176,7 +176,7 @@ def test_coordinates_that_cannot_be_read_leave_the_mesh_as_it_is(tape, shared_tm
         mesh.coordinates.assign(2 * mesh.coordinates)
     mine = mesh.coordinates.dat.data_ro_with_halos.copy()
     os.pwrite(
-        current_checkpointer()._functions.store._engine.file.descriptor.fileno(),
+        current_checkpointer()._functions.store.current_file.engine.file.descriptor.fileno(),
         b"?" * 8,
         saved._values.stored[0].row.offset,
     )

@@ -32,7 +32,7 @@ def solve(**arguments):
     directories = set()
     functional = record_on_disk(in_step=lambda step: directories.update(os.listdir(disk)), **arguments)
     found = sweep(functional, SCALES[0])
-    engine = get_working_tape()._package_data["firedrake"]._functions.store._engine
+    engine = get_working_tape()._package_data["firedrake"]._functions.store.current_file.engine
     return len(directories), type(engine).__name__, np.abs(found - reference()[0]).max()
 
 
@@ -176,12 +176,12 @@ def test_a_file_of_ranks_that_do_not_share_the_directory_is_one_error_on_every_r
 def test_the_error_names_the_ranks_that_do_not_see_the_directory(outcomes, layout):
     found, nodes = outcomes
     ranks = [f"rank {rank} ({host})" for rank, (host, *_) in enumerate(found["nodes"]) if host != "node0"]
-    assert f"is not the one of {', '.join(ranks)}: give" in found[layout][0][0][1]
+    assert f"is not the same directory on {', '.join(ranks)}: name" in found[layout][0][0][1]
 
 
 def test_ranks_in_the_error_are_those_of_the_file(outcomes):
     found, nodes = outcomes
-    assert f"is not the one of rank 1 (node{len(nodes) - 1}): give" in found["across"][0][0][1]
+    assert f"is not the same directory on rank 1 (node{len(nodes) - 1}): name" in found["across"][0][0][1]
 
 
 @pytest.mark.parametrize("layout", ["a file per pair", "world", "across", "mesh"])

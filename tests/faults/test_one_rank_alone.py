@@ -20,8 +20,8 @@ CORE = ["localckpt._checksum", "localckpt._collective", "localckpt._dataset", "l
 SPARED = {
     "raise_everywhere", "interrupts_held", "monotonic", "nullcontext", "suppress", "choose_engine",
     "make_next_directory", "node_comm", "log", "sys", "atexit", "threading", "weakref", "errno", "_errno",
-    "warnings", "MPI", "make_shared_directory", "check_on_all_ranks", "sees", "more", "require_comm", "require_equal",
-    "join_first",
+    "warnings", "MPI", "make_shared_directory", "check_on_all_ranks", "_require_all_see", "can_open", "rows_to_add",
+    "require_comm", "require_equal", "join_first",
 }  # arithmetic
 
 
@@ -142,7 +142,8 @@ STORE = (
     FAULTS
     + """
 from localckpt.storage.store import Store
-faults = Faults(*CORE, "localckpt.storage.engines", "localckpt.storage.store")
+faults = Faults(*CORE, "localckpt.storage.engines", "localckpt.storage.store", "localckpt.storage.store_file",
+                "localckpt.storage.stored", "localckpt.storage.content_index")
 arrays = [np.full(40_000 * (i % 3 > 1) + 10 + comm.rank, float(i)) for i in range(5)]
 
 
@@ -190,9 +191,10 @@ SETUP = (
 import logging
 import firedrake
 from localckpt.adjoint import DiskCheckpointer
-faults = Faults("localckpt._collective", "localckpt.storage.directories", "localckpt.storage.run_directories",
-                "localckpt.storage.nodes", "localckpt.storage.store", "localckpt.adjoint.arguments",
-                "localckpt.adjoint.checkpointer")
+faults = Faults("localckpt._collective", "localckpt.storage.directories", "localckpt.storage.engines",
+                "localckpt.storage.nodes", "localckpt.storage.room", "localckpt.storage.run_directories",
+                "localckpt.storage.shared_directories", "localckpt.storage.store", "localckpt.storage.store_file",
+                "localckpt.adjoint.arguments", "localckpt.adjoint.checkpointer")
 logging.getLogger("localckpt").addHandler(logging.NullHandler())
 checkpoint_comm = {"own": MPI.COMM_SELF, "world": comm}[sys.argv[2]]
 

@@ -32,7 +32,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def holder(tmp_path):
-    """holder(*before): a live process that has a folder, and the folder."""
+    """holder(*before): a live process that has a directory, and the directory."""
     started = []
 
     def start(*before):
@@ -53,16 +53,19 @@ def holder(tmp_path):
 
 @pytest.fixture
 def dead(holder):
-    """The folder of a process that was killed."""
-    process, folder = holder()
+    """The directory of a process that was killed."""
+    process, directory = holder()
     process.kill()
     process.wait()
-    return folder
+    return directory
 
 
-def clean(folder, *options):
+def clean(directory, *options):
     done = subprocess.run(
-        [sys.executable, "-m", "localckpt", "clean", str(folder), *options], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "localckpt", "clean", str(directory), *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     return done.returncode, done.stdout
 
@@ -79,47 +82,47 @@ def test_what_a_killed_run_has_left_is_removed(tmp_path, dead):
     assert status == 0 and found["removed"] and found["nbytes"] >= 10**6 and not dead.exists()
 
 
-def test_a_live_runs_folder_stays(tmp_path, holder):
-    _, folder = holder()
+def test_a_live_runs_directory_stays(tmp_path, holder):
+    _, directory = holder()
     status, said = clean(tmp_path, "--yes")
-    assert status == 0 and "in use" in said and folder.exists()
+    assert status == 0 and "in use" in said and directory.exists()
 
 
-def test_a_folder_that_was_to_be_kept_stays(tmp_path):
-    folder = run_directories.make(str(tmp_path), keep=True)
-    os.close(run_directories._locks.pop(folder)[0])
-    assert "kept" in clean(tmp_path, "--yes")[1] and os.path.exists(folder)
+def test_a_directory_that_was_to_be_kept_stays(tmp_path):
+    directory = run_directories.make(str(tmp_path), keep=True)
+    os.close(run_directories._locks.pop(directory)[0])
+    assert "kept" in clean(tmp_path, "--yes")[1] and os.path.exists(directory)
 
 
-def test_another_hosts_folder_stays(tmp_path):
+def test_another_hosts_directory_stays(tmp_path):
     (tmp_path / "localckpt_not-this-host_abcdefgh").mkdir()
     assert "another host" in clean(tmp_path, "--yes")[1]
     assert (tmp_path / "localckpt_not-this-host_abcdefgh").exists()
 
 
-def test_folder_of_a_host_whose_name_goes_on_after_this_ones_stays(tmp_path):
-    folder = tmp_path / f"localckpt_{socket.gethostname()}_2_abcdefgh"
-    folder.mkdir()
+def test_directory_of_a_host_whose_name_goes_on_after_this_ones_stays(tmp_path):
+    directory = tmp_path / f"localckpt_{socket.gethostname()}_2_abcdefgh"
+    directory.mkdir()
     assert "another host" in clean(tmp_path, "--yes")[1]
-    assert folder.exists()
+    assert directory.exists()
 
 
 def test_a_start_does_not_look_into_what_other_hosts_have(tmp_path):
     (tmp_path / "localckpt_not-this-host_abcdefgh").mkdir()
     own = run_directories.make(str(tmp_path))
-    assert [folder.path for folder in run_directories.find(tmp_path, run_directories.host_prefix())] == [own]
+    assert [directory.path for directory in run_directories.find(tmp_path, run_directories.host_prefix())] == [own]
     run_directories.remove(own)
 
 
-def test_another_users_folder_stays(tmp_path):
-    folder = tmp_path / f"localckpt_{socket.gethostname()}_abcdefgh"
-    folder.mkdir()
-    # Who may make a folder look like another user's? Root; anybody else finds one in a user namespace.
+def test_another_users_directory_stays(tmp_path):
+    directory = tmp_path / f"localckpt_{socket.gethostname()}_abcdefgh"
+    directory.mkdir()
+    # Who may make a directory look like another user's? Root; anybody else finds one in a user namespace.
     found = run_directories.find(tmp_path)[0]
     if os.getuid() == 0:
-        os.chown(folder, 12345, 12345)
+        os.chown(directory, 12345, 12345)
         found = run_directories.find(tmp_path)[0]
-        assert found.why == "of another user"
+        assert found.reason_to_keep == "of another user"
     assert run_directories.remove_dead(run_directories.find(tmp_path)) == ([] if os.getuid() == 0 else [found])
 
 
@@ -132,7 +135,7 @@ def test_a_link_is_not_followed(tmp_path):
     assert (precious / "thesis.tex").exists()
 
 
-def test_other_folders_stay(tmp_path):
+def test_other_directories_stay(tmp_path):
     (tmp_path / "mine").mkdir()
     assert clean(tmp_path, "--yes") == (0, f"nothing in {tmp_path}\n") and (tmp_path / "mine").exists()
 
@@ -144,12 +147,12 @@ def test_the_next_run_removes_what_a_killed_one_has_left(tmp_path, run_script):
     assert left.exists()
     done = run_script(RUN, tmp_path)
     assert done.returncode == 0 and not left.exists()
-    assert "1 folders of runs that are dead removed" in done.stderr
+    assert "removed 1 directories that dead runs had left" in done.stderr
 
 
 def test_the_next_run_leaves_a_live_one_alone(tmp_path, run_script, holder):
-    _, folder = holder()
-    assert run_script(RUN, tmp_path).returncode == 0 and folder.exists()
+    _, directory = holder()
+    assert run_script(RUN, tmp_path).returncode == 0 and directory.exists()
 
 
 def test_ranks_of_one_run_leave_each_other_alone(tmp_path, run_script):
@@ -167,7 +170,7 @@ comm.barrier()
     assert os.listdir(tmp_path) == ["script.py"]
 
 
-def test_runs_that_start_while_others_clean_keep_their_folders(tmp_path, run_script):
+def test_runs_that_start_while_others_clean_keep_their_directories(tmp_path, run_script):
     code = """
 import time
 from localckpt.storage import run_directories
@@ -185,7 +188,7 @@ while time.monotonic() < end:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_folder_that_could_not_be_locked_is_not_left(tmp_path):
+def test_a_directory_that_could_not_be_locked_is_not_left(tmp_path):
     first, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
     used = []
@@ -210,11 +213,11 @@ def test_where_nobody_can_look_there_is_nothing_to_remove(tmp_path):
 def test_nobody_else_can_look_in(tmp_path, umask):
     old = os.umask(umask)
     try:
-        folder = run_directories.make(str(tmp_path), ["init.h5"])
+        directory = run_directories.make(str(tmp_path), ["init.h5"])
     finally:
         os.umask(old)
-    modes = [stat.S_IMODE(os.stat(path).st_mode) for path in (folder, folder + "/init.h5")]
-    run_directories.remove(folder)
+    modes = [stat.S_IMODE(os.stat(path).st_mode) for path in (directory, directory + "/init.h5")]
+    run_directories.remove(directory)
     assert modes == [0o700, 0o600]
 
 
@@ -234,7 +237,7 @@ assert os.path.exists(checkpointer.dirname + "/init.h5")
     assert done.returncode == 0, done.stderr
 
 
-def test_a_run_whose_folder_was_removed_by_a_cleaner_goes_on(tmp_path, run_script):
+def test_a_run_whose_directory_was_removed_by_a_cleaner_goes_on(tmp_path, run_script):
     done = run_script(
         "sys.path.insert(0, sys.argv[2])\n"
         + """
@@ -248,12 +251,12 @@ shutil.rmtree(get_working_tape()._package_data["firedrake"].dirname)
 assert_same(replay(functional), expected)
 """,
         tmp_path,
-        Path(__file__).parents[1] / "tape",
+        Path(__file__).parents[1] / "adjoint",
     )
     assert done.returncode == 0, done.stderr
 
 
-def test_a_relative_folder_stays_where_it_was_when_the_current_one_changes(tmp_path, run_script):
+def test_a_relative_directory_stays_where_it_was_when_the_current_one_changes(tmp_path, run_script):
     (tmp_path / "mine").mkdir()
     done = run_script(
         """
@@ -272,7 +275,7 @@ assert (store.get(stored, (5,), np.dtype(float)) == np.arange(5.0)).all()
     assert os.listdir(tmp_path / "mine") == []
 
 
-def test_a_folder_that_cannot_be_looked_at_stays_with_the_reason():
+def test_a_directory_that_cannot_be_looked_at_stays_with_the_reason():
     parent = Path(tempfile.mkdtemp())  # pytest's own are for nobody else
     (parent / f"localckpt_{socket.gethostname()}_abcdefgh").mkdir()
     parent.chmod(0o444)  # names can be read, and nothing else
@@ -285,4 +288,4 @@ def test_a_folder_that_cannot_be_looked_at_stays_with_the_reason():
         os.seteuid(user)
         parent.chmod(0o700)
         shutil.rmtree(parent)
-    assert "Permission denied" in found.why and found.age == 0
+    assert "Permission denied" in found.reason_to_keep and found.age == 0

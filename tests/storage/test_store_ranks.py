@@ -119,8 +119,8 @@ def test_rows_and_datasets_are_as_many_as_the_live_arrays_need(shared_tmp, live)
         held.forget(live(WORLD.rank))
     most = WORLD.allreduce(live(WORLD.rank), MPI.MAX)
     # Chunks are a quarter of the rows there were, and at least 4.
-    assert store._engine.pools["small"].rows <= 1.5 * most + 8
-    assert len(store._engine.file.names()) <= 10
+    assert store.current_file.engine.pools["small"].rows <= 1.5 * most + 8
+    assert len(store.current_file.engine.file.names()) <= 10
 
 
 @pytest.mark.parallel([2, 3])
@@ -167,7 +167,7 @@ class Tight:
 
 store = Store(comm, sys.argv[1])
 store.put("other", np.ones(1))
-store._engine.file = Tight(store._engine.file)
+store.current_file.engine.file = Tight(store.current_file.engine.file)
 data = [np.full(10, float(number) if comm.rank else 0.0) for number in range(30)]
 rows = [store.put("a", array) for array in data]
 for row, array in zip(rows, data):

@@ -33,7 +33,7 @@ def store(tmp_path, engine):
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path):
+def run_directory(tmp_path):
     (tmp_path / "run").mkdir()
     return tmp_path
 
@@ -100,7 +100,7 @@ def test_all_tiers_are_counted_together(tmp_path, engine):
     )
     held = [store.put("a", values(100, seed)) for seed in range(10)]
     held.append(store.put("a", values(100, 9)))
-    assert len({row.store for row in held}) == 2
+    assert len({row.file for row in held}) == 2
     for row in held:
         store.get(row, (100,), np.dtype(float))
     assert counted(store.summary) == {
@@ -124,9 +124,9 @@ def test_what_could_not_be_saved_does_not_count(tmp_path, engine):
 
 @pytest.mark.parallel([1, 3])
 def test_ranks_add_up(tmp_path, engine):
-    folder = tmp_path / f"run-{WORLD.rank}"
-    folder.mkdir()
-    store = Store(SELF, str(folder / "current.h5"), engine=engine)
+    directory = tmp_path / f"run-{WORLD.rank}"
+    directory.mkdir()
+    store = Store(SELF, str(directory / "current.h5"), engine=engine)
     held = [store.put("a", values(10, seed)) for seed in range(WORLD.rank + 1)]
     if WORLD.rank == WORLD.size - 1:
         store.summary.saving += 1000  # the slowest

@@ -1,0 +1,163 @@
+"""One stored array: how it is read back, verified, and read ahead of time."""
+
+from collections.abc import Callable
+from math import inf, prod
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_128_digest
+
+from localckpt._errors import ChecksumError, LayoutError, TransferError
+from localckpt._rows import Row
+
+if TYPE_CHECKING:
+    from localckpt.storage.engines import ViewerRow
+    from localckpt.storage.store_file import StoreFile
+
+__all__ = ["Stored", "prefetch", "refuse_to_copy"]
+
+MAP_FROM = 1 << 18  # bytes from which mapping a row is faster than reading it (benchmarks/test_iteration.py)
+VERIFIED_FOR = 1.0  # seconds in which once is enough: the tape restores a checkpoint several times within a step
+PREFETCH = 1 << 23  # bytes that the disk is asked for ahead of a sweep in reverse (benchmarks/test_cgroup.py)
+PAGE = 4096  # bytes: the least that a disk reads
+
+
+def refuse_to_copy(self: object, protocol: int) -> NoReturn:
+    """Serve as ``__reduce_ex__`` of objects that neither pickle nor deepcopy can make again."""
+    raise TypeError(
+        "a checkpoint belongs to a file that this process has open and cannot be copied or pickled: "
+        "restore it and copy the result"
+    )
+
+
+class Stored:
+    """An array on disk, which stays there as long as somebody holds this object.
+
+    Attributes
+    ----------
+    file : localckpt.storage.store_file.StoreFile
+        The file that it is in.
+    row : localckpt._rows.Row or localckpt.storage.engines.ViewerRow
+        Its place in the file.
+    key : str
+        The key that it was stored under, for messages.
+    nbytes : int
+    valid_nbytes : int
+        The number of bytes, from the first on, that are hashed and verified.
+    digest : bytes
+        The hash of these bytes.
+    verified_at : float
+        When the array was last read back and verified, as :func:`time.monotonic` says.
+    previous : callable
+        A weak reference to the array that was stored before this one.
+    """
+
+    __slots__ = ("file", "row", "key", "nbytes", "valid_nbytes", "digest", "verified_at", "previous", "__weakref__")
+
+    def __init__(
+        self,
+        file: "StoreFile",
+        row: "Row | ViewerRow",
+        key: str,
+        nbytes: int,
+        valid_nbytes: int,
+        digest: bytes,
+        previous: "Callable[[], Stored | None]" = lambda: None,
+    ) -> None:
+        self.file = file
+        self.row: Any = row  # prefetch() is for direct rows only
+        self.key = key
+        self.nbytes = nbytes
+        self.valid_nbytes = valid_nbytes
+        self.digest = digest
+        self.verified_at = -inf
+        self.previous = previous
+
+    def load(
+        self, shape: tuple[int, ...] | None, dtype: np.dtype | None, out: NDArray[Any] | None, now: float
+    ) -> tuple[NDArray[Any], bool, bool]:
+        """Read the array back, by this rank alone. Not collective.
+
+        Parameters are those of :meth:`localckpt.storage.store.Store.get`, and the time (:func:`time.monotonic`).
+
+        Returns
+        -------
+        array : numpy.ndarray
+        mapped : bool
+            Whether its bytes come from the disk only when somebody looks at them.
+        verified : bool
+            Whether they were read and verified now; not if that was done within the last second.
+
+        Raises
+        ------
+        ChecksumError, LayoutError, TransferError
+        """
+        row = self.row
+        if not isinstance(row, Row):
+            array = self.destination(shape, dtype, out)
+            row.read(array)  # PETSc's viewer verifies it
+            return array, False, False
+        verify = now - self.verified_at > VERIFIED_FOR
+        if verify and row.on_disk(self.nbytes):
+            prefetch(self)
+        mapping = self._map(row, shape, dtype) if out is None and self.nbytes >= MAP_FROM else None
+        if mapping is None:
+            array = self.destination(shape, dtype, out)
+            row.read(array)
+        else:
+            array = mapping
+        if verify:
+            valid_part: Any = array.reshape(-1).view(np.uint8)[: self.valid_nbytes]
+            if xxh3_128_digest(valid_part) != self.digest:
+                raise ChecksumError(
+                    "the bytes read differ from those stored", self.file.path, self.key, self.file.comm.rank
+                )
+            self.verified_at = now
+        return array, mapping is not None, verify
+
+    def destination(
+        self, shape: tuple[int, ...] | None, dtype: np.dtype | None, out: NDArray[Any] | None
+    ) -> NDArray[Any]:
+        """Return the array to read into: `out` or a new one. Not collective.
+
+        Raises
+        ------
+        LayoutError
+            If it has not the size of the stored array.
+        """
+        array = np.empty(shape or (), dtype) if out is None else out
+        if array.nbytes != self.nbytes:
+            raise LayoutError(
+                f"{self.nbytes} bytes are stored, the array to read them into has {array.nbytes}",
+                self.file.path,
+                self.key,
+                self.file.comm.rank,
+            )
+        return array
+
+    def _map(self, row: Row, shape: tuple[int, ...] | None, dtype: np.dtype | None) -> NDArray[Any] | None:
+        """Return the row's bytes as an array without reading them, or None if they have to be read."""
+        if shape is None or dtype is None or self.nbytes != prod(shape) * dtype.itemsize:
+            return None  # for destination() to refuse
+        if row.offset % dtype.itemsize:
+            return None  # NumPy is slow with unaligned numbers, and some CPUs refuse them
+        try:
+            return row.map(shape, dtype)
+        except TransferError:  # the system gives each process a limited number of mappings
+            return None
+
+    __reduce_ex__ = refuse_to_copy  # type: ignore[assignment]
+
+
+def prefetch(stored: Stored | None) -> None:
+    """Have the system read ahead for a sweep in reverse. Not collective.
+
+    The sweep asks for this array next and then for those stored before it, the latest one first.
+    """
+    remaining = PREFETCH
+    while stored is not None and remaining > 0:
+        if stored.nbytes:  # a length of 0 would mean the rest of the file
+            stored.row.prefetch(stored.nbytes)
+        remaining -= max(stored.nbytes, PAGE)  # small arrays share pages, and each costs a call
+        stored = stored.previous()
