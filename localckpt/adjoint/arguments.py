@@ -7,7 +7,7 @@ Job scripts and PETSC_OPTIONS may differ from node to node. What must be the sam
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from mpi4py import MPI
@@ -61,7 +61,7 @@ class Arguments:
     cleanup: bool
     mesh_parent: str
     tiers: list[Tier]
-    engine: str | None
+    engine: Literal["direct", "viewer"] | None
 
     @classmethod
     def checked(
