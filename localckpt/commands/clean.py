@@ -50,10 +50,8 @@ def main(options: argparse.Namespace) -> int:
             print(f"{directory.nbytes / 1e6:12.3f} MB {directory.age / 3600:9.1f} h  {directory.path}  {fate}")
     else:
         print(f"nothing in {', '.join(options.directories)}")
-    failed = [
-        directory for directory in found if options.yes and not directory.reason_to_keep and directory not in removed
-    ]
-    return 1 if failed else 0
+    remaining = [directory for directory in found if not (directory.reason_to_keep or directory in removed)]
+    return 1 if options.yes and remaining else 0
 
 
 def describe(directory: RunDirectory, removed: bool, yes: bool) -> str:
