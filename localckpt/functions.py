@@ -42,9 +42,9 @@ __all__ = [
 ]
 
 
-# Dats. Only the functions from here to mark_modified know what a Dat is made of: nothing else in localckpt has to
-# change for a Firedrake that keeps the values of Functions in something else. None of them is collective or
-# exchanges a halo.
+# Dats: how Firedrake keeps the values of Functions. Only what is between here and component_names knows it, so that a
+# Firedrake that keeps them otherwise needs changes here and nowhere else. Nothing of this is collective or exchanges
+# a halo.
 
 
 def component_dats(function: Function | Cofunction) -> Sequence[Any]:
