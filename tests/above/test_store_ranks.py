@@ -141,7 +141,7 @@ stored = store.put("a", np.ones(10))
 found = attempt(lambda: store.get(stored, (10 + comm.rank,), np.dtype(float)))
 assert found[1][0] == "LayoutMismatch" and found[0][0] == ("LayoutMismatch" if store.collective else "nothing"), found
 assert (store.get(stored, (10,), np.dtype(float)) == 1).all()
-""", tmp_path / "all.h5", ranks=2, seconds=20)
+""", tmp_path / "all.h5", ranks=2)
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -171,5 +171,5 @@ for row, array in zip(rows, data):
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_that_repeat_differently_agree_where_rows_come_one_at_a_time(run_script, tmp_path, ranks):
-    result = run_script(ONE_AT_A_TIME, tmp_path / "all.h5", ranks=ranks, seconds=20)
+    result = run_script(ONE_AT_A_TIME, tmp_path / "all.h5", ranks=ranks)
     assert (result.returncode, result.stderr) == (0, "")

@@ -450,7 +450,7 @@ comm.barrier()
 file.close()
 listing = [os.readlink(f"/proc/self/fd/{n}") for n in range(200) if os.path.islink(f"/proc/self/fd/{n}")]
 assert not any("a.h5" in name for name in listing), listing
-""", tmp_path / "a.h5", ranks=ranks, seconds=20)
+""", tmp_path / "a.h5", ranks=ranks)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -468,7 +468,7 @@ assert {kind for kind, words in found} == {"TransferError"} and "Too many open f
 assert not os.path.exists(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_NOFILE, (first, hard))
 VecFile(comm, sys.argv[1], "x").close()
-""", tmp_path / "a.h5", ranks=ranks, seconds=20)
+""", tmp_path / "a.h5", ranks=ranks)
     assert (done.returncode, done.stderr) == (0, "")
 
 

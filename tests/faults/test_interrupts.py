@@ -37,7 +37,7 @@ for key in range(30):
 for key, one in enumerate(stored):
     assert (store.get(one, (10,), np.dtype(float)) == key + 0.5).all()
 assert interrupted > 0
-""", tmp_path / "own.h5", seconds=30)
+""", tmp_path / "own.h5")
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -49,7 +49,7 @@ with interrupts_held():
 os.kill(os.getpid(), signal.SIGINT)
 time.sleep(0.1)
 assert got == [1], got
-""", seconds=20)
+""")
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -67,19 +67,21 @@ def section():
 thread = threading.Thread(target=section)
 thread.start()
 entered.wait()
+ready, tell = os.pipe()
 child = os.fork()
 if child == 0:
     try:
+        os.write(tell, b"!")
         time.sleep(10)
     except KeyboardInterrupt:
         os._exit(5)
     os._exit(6)
-time.sleep(0.5)
+os.read(ready, 1)
 os.kill(child, signal.SIGINT)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
 leave.set()
 thread.join()
-""", seconds=30)
+""")
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -108,5 +110,5 @@ if child == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
 leave.set()
 thread.join()
-""", tmp_path / "own.h5", seconds=20)
+""", tmp_path / "own.h5")
     assert (done.returncode, done.stderr) == (0, "")

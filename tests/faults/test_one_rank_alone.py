@@ -247,5 +247,5 @@ for kind, words in (Local, "Local: lost"), (Wordless, "cannot be described"):
 error = MemoryError("none left")
 found = attempt(raise_everywhere, comm, error if comm.rank == 1 else None)
 assert set(found) == {("MemoryError", "none left")}, found
-""", ranks=3, seconds=20)
+""", ranks=3)
     assert (done.returncode, done.stderr) == (0, "")

@@ -26,7 +26,7 @@ if comm.rank == comm.size - 1:
     truncate()
     array.sum()
 comm.barrier()
-""", tmp_path, ranks=ranks, seconds=20)
+""", tmp_path, ranks=ranks)
     assert done.returncode not in (0, 110, -signal.SIGBUS), done.stderr
     message, = [line for line in done.stderr.splitlines() if "SIGBUS" in line]
     assert "dataset 'state'" in message and f"{max(ranks - 1, 0)}.h5" in message
@@ -43,7 +43,7 @@ with open(sys.argv[1] + "/other", "w+b") as file:
     file.truncate(0)
 print("still here", flush=True)
 other[5000]
-""", tmp_path, seconds=20)
+""", tmp_path)
     assert (done.returncode, done.stdout) == (-signal.SIGBUS, "still here\n")
     assert "localckpt" not in done.stderr
 
@@ -51,7 +51,7 @@ other[5000]
 def test_a_handler_that_was_there_is_called_for_other_faults(tmp_path, run_script):
     done = run_script("import faulthandler; faulthandler.enable()\n" + STORE + """
 os.kill(os.getpid(), 7)
-""", tmp_path, seconds=20)
+""", tmp_path)
     assert "Fatal Python error: Bus error" in done.stderr and "localckpt:" not in done.stderr
 
 
@@ -65,7 +65,7 @@ with open(sys.argv[1] + "/other", "w+b") as file:
     file.truncate(0)
 print("still here", flush=True)
 other[5000]
-""", tmp_path, seconds=20)
+""", tmp_path)
     assert (done.returncode, done.stdout) == (-signal.SIGBUS, "still here\n")
     assert "localckpt" not in done.stderr
 
@@ -76,7 +76,7 @@ import faulthandler
 faulthandler.enable()
 array = store.get(stored, (10**6,), np.dtype(float))
 os.kill(os.getpid(), 7)
-""", tmp_path, seconds=20)
+""", tmp_path)
     assert done.returncode not in (0, 110) and done.stderr.count("Fatal Python error: Bus error") == 1
 
 
@@ -86,5 +86,5 @@ arrays = [store.get(stored, (10**6,), np.dtype(float)) for i in range(50)]
 del arrays[10:40], array
 truncate()
 arrays[5].sum()
-""", tmp_path, seconds=20)
+""", tmp_path)
     assert done.returncode not in (0, 110) and "dataset 'state'" in done.stderr

@@ -46,7 +46,7 @@ def run(tmp_path, run_script, faulty):
     """run(code, fault, …): what `code` says after STORE in which the system fails so."""
     def run(code, fault, ranks=0, layout="own", engine="direct", tiers="one", rank=None, waits=False):
         done = run_script(f"SIZE = {SIZE}\n" + STORE + code, tmp_path, layout, engine, tiers,
-                          before=[*faulty(fault, ranks, rank), *["FAULT_WAITS=1"] * waits], seconds=30)
+                          before=[*faulty(fault, ranks, rank), *["FAULT_WAITS=1"] * waits])
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         return done.stdout
@@ -71,7 +71,7 @@ for i, row in enumerate(rows):
 @pytest.mark.parametrize("call, error, count", [
     ("pwrite", 0, EVERY), ("pread", 0, EVERY), ("pwrite", errno.EINTR, 7), ("pread", errno.EINTR, 7)])
 def test_what_was_cut_short_goes_on(tmp_path, run_script, faulty, call, error, count, size):
-    done = run_script(f"SIZE = {size}\n" + ROWS, tmp_path, before=faulty(f"{call} {error} 3 {count} first"), seconds=30)
+    done = run_script(f"SIZE = {size}\n" + ROWS, tmp_path, before=faulty(f"{call} {error} 3 {count} first"))
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -130,7 +130,7 @@ check(rows)  # those of before the failure, too
 store.retire()
 check(save())
 print("done")
-""", tmp_path, "world", "viewer", "two", seconds=30,
+""", tmp_path, "world", "viewer", "two",
                       before=faulty(f"pwrite {errno.EIO} 5 {EVERY} first", 2, rank=1, least=8*SIZE))
     assert done.stdout.count("done\n") == 2 and "file write failed" in done.stdout
     assert done.returncode == 0, done.stderr
@@ -146,7 +146,7 @@ with VecFile(comm, sys.argv[1], "w", collective={collective}) as file:
     back = np.empty(1000)
     file.read_array("before", back)
     assert (back == comm.rank + 0.5).all()
-""", tmp_path / "all.h5", seconds=20,
+""", tmp_path / "all.h5",
                       before=faulty(f"pwrite {errno.EIO} 1 {EVERY} all.h5", 2, rank=1, least=8000))
     assert done.returncode == 0, done.stderr
 
@@ -167,7 +167,7 @@ assert {{kind for kind, words in found[1]}} <= {{"TransferError", "nothing"}}, f
 assert file.closed
 mine = [f"/proc/self/fd/{{n}}" for n in range(200) if os.path.islink(f"/proc/self/fd/{{n}}")]
 assert not any("all.h5" in os.readlink(link) for link in mine), mine
-""", tmp_path / "all.h5", seconds=20,
+""", tmp_path / "all.h5",
                       before=[*faulty(f"fstat {errno.ESTALE} 0 {EVERY} all.h5", ranks, max(0, ranks - 1)),
                               "FAULT_WAITS=1"])
     assert done.returncode == 0, done.stderr
@@ -224,7 +224,7 @@ rows = save()
 os.environ["FAULT"] = "fsync 5 0 1 first"
 found = attempt(store.sync)
 assert {kind for kind, words in found} == {"CheckpointError"}, found
-""", tmp_path, layout, "direct", "one", seconds=30,
+""", tmp_path, layout, "direct", "one",
                       before=faulty(f"fallocate {errno.EOPNOTSUPP} 0 {EVERY} first", ranks))
     assert done.returncode == 0, done.stderr
 
@@ -248,7 +248,7 @@ for step in range(3):
 assert type(store._engine) is DirectEngine
 found = attempt(store.sync)
 assert {{kind for kind, words in found}} == {{"CheckpointError"}}, found
-""", tmp_path, seconds=30, before=faulty(f"fsync {errno.EIO} 2 {EVERY} current", 2))
+""", tmp_path, before=faulty(f"fsync {errno.EIO} 2 {EVERY} current", 2))
     assert done.returncode == 0, done.stderr
 
 
@@ -280,7 +280,7 @@ try:
 except localckpt.TransferError as exc:
     print("lost:", exc, flush=True)
     comm.Abort(3)
-""", tmp_path, "world", "direct", "one", seconds=30,
+""", tmp_path, "world", "direct", "one",
                       before=faulty(f"pwrite {getattr(errno, error)} 12 {EVERY} first", 2, rank=1))
     assert done.returncode == 3 and os.strerror(getattr(errno, error)) in done.stdout, done.stderr
 
@@ -323,7 +323,7 @@ file = VecFile(comm, sys.argv[1], "w")
 found = attempt(file.write_array, "a", np.ones(1000)), attempt(file.close)
 assert any(set(kinds) == {"TransferError"} for kinds in [[kind for kind, words in each] for each in found]), found
 assert file.closed
-""", tmp_path / "late.h5", seconds=20,
+""", tmp_path / "late.h5",
                       before=faulty(f"{call} {errno.EIO} {6 if call == 'pwrite' else 0} {EVERY} late", ranks))
     assert done.returncode == 0, done.stderr
 
