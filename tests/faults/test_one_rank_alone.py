@@ -202,7 +202,7 @@ in_turn(faults, scenario, check)
 
 def run(run_script, tmp_path, code, *args):
     before = ["env", "OMPI_MCA_mpi_yield_when_idle=1"]  # who waits leaves the cores to who works
-    done = run_script(code, tmp_path, *args, ranks=2, before=before, seconds=300)
+    done = run_script(code, tmp_path, *args, ranks=2, before=before, seconds=240)  # less than pytest's own
     last = (tmp_path / "last").read_text() if (tmp_path / "last").exists() else ""
     assert done.returncode == 0, f"after {last}\n{done.stderr}"
     return int(done.stdout.split()[-2])
