@@ -75,7 +75,11 @@ def pytest_benchmark_update_commit_info(commit_info):
 
 def pytest_benchmark_update_json(output_json):
     for benchmark in output_json["benchmarks"]:
-        del benchmark["stats"]["data"], benchmark["options"], benchmark["params"]
+        stats = benchmark["stats"]
+        del stats["data"], benchmark["options"], benchmark["params"]
+        for name in ("ld15iqr", "hd15iqr", "iqr_outliers", "stddev_outliers", "total"):  # nor does comparing need these
+            del stats[name]
+        stats.update({name: float(f"{value:.9g}") for name, value in stats.items() if isinstance(value, float)})
 
 
 # ------------------------------------------------------------------------ measuring
