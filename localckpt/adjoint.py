@@ -173,12 +173,12 @@ class DiskCheckpointer(TapePackageData):
     def __init__(
         self, dirname=None, comm=COMM_WORLD, cleanup=True, checkpoint_comm=None, checkpoint_dir=None, *, engine=None
     ):
-        garbage.sweep()  # tapes that nobody needs any more hold files
         require_comm("comm", comm)
         with interrupts_held():
             given: Any = None
             error: Exception | None = None
             try:
+                garbage.sweep()  # tapes that nobody needs any more hold files
                 if checkpoint_dir is None and checkpoint_comm is not None and not any(named_folders()):
                     warnings.warn(
                         "checkpoint_comm without checkpoint_dir defaults to cwd, which is usually on the shared "
@@ -200,7 +200,6 @@ class DiskCheckpointer(TapePackageData):
             self._mesh_copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of their coordinates
             self._set_up(given)
             _living.add(self)
-            garbage.watch(self)
 
     def _set_up(self, given):
         """Make the directory and the store. Collective on `comm`."""
@@ -230,6 +229,7 @@ class DiskCheckpointer(TapePackageData):
                 self._functions = FunctionStore(store)
                 folder = self.dirname if self.cleanup and self.checkpoint_comm.rank == 0 else None
                 view = comm.rank == 0 and PETSc.Options("localckpt_").getBool("view", False)
+                garbage.watch(self)
                 self._finalizer = weakref.finalize(self, _finish, store, folder, os.getpid(), view)
             except Exception as exc:
                 error = exc

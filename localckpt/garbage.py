@@ -52,7 +52,7 @@ def settle_once(owner):
 
 def sweep():
     """Free what nobody needs any more, be it frozen."""
-    if _owners and _wanted():
+    if _wanted() and _owners:
         was_frozen = _thaw()
         gc.collect()
         if was_frozen and _owners:  # the last one may just have gone
