@@ -69,6 +69,7 @@ def pytest_runtest_setup(item):
 
 
 def pytest_benchmark_update_machine_info(machine_info):
+    machine_info["cpu"].pop("flags", None)  # a line for each, in every file
     machine_info["memory"] = psutil.virtual_memory().total
     machine_info["versions"] = {name: version(name) for name in ("firedrake", "petsc4py", "h5py", "mpi4py", "numpy")}
 
@@ -80,7 +81,11 @@ def pytest_benchmark_update_commit_info(commit_info):
 
 def pytest_benchmark_update_json(output_json):
     for benchmark in output_json["benchmarks"]:
-        del benchmark["stats"]["data"], benchmark["options"], benchmark["params"]
+        stats = benchmark["stats"]
+        del stats["data"], benchmark["options"], benchmark["params"]
+        for name in ("ld15iqr", "hd15iqr", "iqr_outliers", "stddev_outliers", "total"):  # nor does comparing need these
+            del stats[name]
+        stats.update({name: float(f"{value:.9g}") for name, value in stats.items() if isinstance(value, float)})
 
 
 # ------------------------------------------------------------------------ measuring

@@ -66,7 +66,7 @@ def new_tape(kind, folder=None, comm=MPI.COMM_SELF):
     adjoint.continue_annotation()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Firedrake's own is meant here
-        if kind in ("localckpt", "collected"):
+        if kind == "localckpt":
             enable_disk_checkpointing(checkpoint_comm=comm, checkpoint_dir=folder)
         elif kind == "viewer":
             enable_disk_checkpointing(checkpoint_comm=comm, checkpoint_dir=folder, engine="viewer")
@@ -74,10 +74,7 @@ def new_tape(kind, folder=None, comm=MPI.COMM_SELF):
             fd.enable_disk_checkpointing(checkpoint_comm=comm, checkpoint_dir=folder)
         elif kind == "shared":
             fd.enable_disk_checkpointing(dirname=folder)
-    tape.enable_checkpointing(
-        SingleMemoryStorageSchedule() if kind == "memory" else SingleDiskStorageSchedule(),
-        gc_timestep_frequency=5 if kind == "collected" else None,
-    )
+    tape.enable_checkpointing(SingleMemoryStorageSchedule() if kind == "memory" else SingleDiskStorageSchedule())
     return tape
 
 

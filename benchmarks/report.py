@@ -15,7 +15,6 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 LABELS = {
     "localckpt": "localckpt",
-    "collected": "localckpt, garbage collected",
     "left alone": "localckpt, collector left alone",
     "viewer": "localckpt, viewer engine",
     "checkpoint_comm": "Firedrake, checkpoint_comm",
@@ -411,8 +410,7 @@ def timesteps(found, folder):
         "## Memory against timesteps",
         "",
         "Resident memory after a forward sweep, with the live PyOP2 Dats; "
-        "after the reverse sweep; and the most in both, with what waits for Python's garbage collector. *Garbage "
-        "collected*: with `gc_timestep_frequency=5` and `gc.freeze()`.",
+        "after the reverse sweep; and the most in both, with what waits for Python's garbage collector.",
         "",
     ]
 

@@ -1,8 +1,7 @@
 """Resident memory and live PyOP2 Dats after so many timesteps, each number from a process of its own.
 
 `held`: after a forward sweep, when all checkpoints are alive; `resident`: after the reverse sweep; `peak`: the most in
-both, with what waits for Python's garbage collector. `collected` is localckpt where the tape calls that one every five
-timesteps, and all that was there before is left out of it (`gc.freeze`).
+both, with what waits for Python's garbage collector.
 """
 
 import ctypes
@@ -36,7 +35,6 @@ def measure(kind, steps, folder):
     from pyop2 import op2
 
     def look():
-        gc.unfreeze()
         clean()
         held.append(status("VmRSS"))
         dats.append(sum(isinstance(thing, op2.Dat) for thing in gc.get_objects()))
@@ -45,8 +43,6 @@ def measure(kind, steps, folder):
     iteration = advection(kind, square(CELLS), steps, folder)
     iteration()
     clean()
-    if kind == "collected":
-        gc.freeze()
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # forget the most
     begin = time.perf_counter()
@@ -58,7 +54,7 @@ def measure(kind, steps, folder):
     print(json.dumps({"seconds": seconds, "peak": peak, "resident": resident, "held": held[0], "dats": dats[0]}))
 
 
-@pytest.mark.parametrize("kind", ["localckpt", "collected", "checkpoint_comm", "memory"])
+@pytest.mark.parametrize("kind", ["localckpt", "checkpoint_comm", "memory"])
 @pytest.mark.parametrize("steps", [50, 200, 800])
 def test_timesteps(record, request, steps, kind):
     folder = next(iter(request.config.folders.values()))

@@ -60,7 +60,8 @@ cdef class VecFile:
     to delete the attribute ``localckpt_checksum``.  Threads wait for each other; on
     several ranks they have to come in the same order.  A forked child cannot use the files
     of its parent, and ends without finalizing PETSc and MPI (with exit status 0, or 1 after
-    an exception).
+    an exception).  It may open files on ``COMM_SELF``, but can take messages that its parent
+    gets meanwhile: on several ranks, communicate again when the children are over.
 
     Parameters
     ----------

@@ -100,13 +100,13 @@ def raises_everywhere():
 
 @pytest.fixture
 def run_script(tmp_path):
-    """run_script(code, *args, ranks=0, before=(), seconds=40): run `code` after PRELUDE.
+    """run_script(code, *args, ranks=0, before=(), seconds=60): run `code` after PRELUDE.
 
     On `ranks` ranks of mpiexec (0: plain Python), all of it as last arguments of the
     command `before`.  Returns the CompletedProcess, whatever its return code.
     """
 
-    def run(code, *args, ranks=0, before=(), seconds=40):
+    def run(code, *args, ranks=0, before=(), seconds=60):
         script = tmp_path / "script.py"
         script.write_text(PRELUDE + code)
         command = [sys.executable, str(script), *map(str, args)]

@@ -60,7 +60,7 @@ def freeze_once(owner: Any) -> None:
 
 def collect_all() -> None:
     """Free all objects that nobody refers to, those that are frozen included."""
-    if _owners_alive and _is_enabled():
+    if _is_enabled() and _owners_alive:
         was_frozen = _unfreeze()
         gc.collect()
         if was_frozen and _owners_alive:  # the last owner may just have gone

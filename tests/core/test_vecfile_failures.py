@@ -91,13 +91,13 @@ OPENS = ["mode", "other mode", "path", "zero byte", "no path"]
     [f"{what}: {case}" for what, cases in (("read", READS), ("write", WRITES), ("open", OPENS)) for case in cases],
 )
 def test_one_rank_alone_with_a_bad_argument(tmp_path, run_script, case):
-    result = run_script(ONE_RANK_ALONE, tmp_path / "w.h5", case, "", ranks=2, seconds=15)
+    result = run_script(ONE_RANK_ALONE, tmp_path / "w.h5", case, "", ranks=2)
     assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("case", ["read: kind", "read: dtype", "read: name", "write: unsupported", "write: size"])
 def test_one_rank_alone_in_collective_transfers(tmp_path, run_script, case):
-    result = run_script(ONE_RANK_ALONE, tmp_path / "w.h5", case, "collective", ranks=2, seconds=15)
+    result = run_script(ONE_RANK_ALONE, tmp_path / "w.h5", case, "collective", ranks=2)
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -119,7 +119,7 @@ assert (x.norm(), x.dot(x)) == (2, 4), (x.norm(), x.dot(x))
 
 @pytest.mark.parametrize("files", ["world", "own"])
 def test_a_rank_that_owns_nothing_has_the_norm_of_what_was_read(tmp_path, run_script, files):
-    result = run_script(NORMS, tmp_path / "w.h5", files, ranks=2, seconds=15)
+    result = run_script(NORMS, tmp_path / "w.h5", files, ranks=2)
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -293,7 +293,6 @@ def test_full_disk(tmp_path, run_script, ranks, case):
         tmp_path / "disk",
         case,
         ranks=ranks,
-        seconds=15,
         before=in_namespace(f"mount -t tmpfs -o size=1m none {tmp_path}/disk"),
     )
     assert result.returncode == 0, result.stderr
@@ -310,7 +309,6 @@ assert {kind for kind, words in everywhere} == {"TransferError"}, everywhere
 """,
         tmp_path / "disk" / "w.h5",
         ranks=ranks,
-        seconds=15,
         before=in_namespace(f"mount -t tmpfs -o size=1m none {tmp_path}/disk"),
     )
     assert result.returncode == 0, result.stderr

@@ -493,7 +493,6 @@ assert not any("a.h5" in name for name in listing), listing
 """,
         tmp_path / "a.h5",
         ranks=ranks,
-        seconds=20,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -516,7 +515,6 @@ VecFile(comm, sys.argv[1], "x").close()
 """,
         tmp_path / "a.h5",
         ranks=ranks,
-        seconds=20,
     )
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -40,7 +40,6 @@ for key, one in enumerate(stored):
 assert interrupted > 0
 """,
         tmp_path / "own.h5",
-        seconds=30,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -55,8 +54,7 @@ with interrupts_held():
 os.kill(os.getpid(), signal.SIGINT)
 time.sleep(0.1)
 assert got == [1], got
-""",
-        seconds=20,
+"""
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -77,20 +75,21 @@ def section():
 thread = threading.Thread(target=section)
 thread.start()
 entered.wait()
+ready, tell = os.pipe()
 child = os.fork()
 if child == 0:
     try:
+        os.write(tell, b"!")
         time.sleep(10)
     except KeyboardInterrupt:
         os._exit(5)
     os._exit(6)
-time.sleep(0.5)
+os.read(ready, 1)
 os.kill(child, signal.SIGINT)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
 leave.set()
 thread.join()
-""",
-        seconds=30,
+"""
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -123,6 +122,5 @@ leave.set()
 thread.join()
 """,
         tmp_path / "own.h5",
-        seconds=20,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -31,7 +31,6 @@ comm.barrier()
 """,
         tmp_path,
         ranks=ranks,
-        seconds=20,
     )
     assert done.returncode not in (0, 110, -signal.SIGBUS), done.stderr
     (message,) = [line for line in done.stderr.splitlines() if "SIGBUS" in line]
@@ -54,7 +53,6 @@ print("still here", flush=True)
 other[5000]
 """,
         tmp_path,
-        seconds=20,
     )
     assert (done.returncode, done.stdout) == (-signal.SIGBUS, "still here\n")
     assert "localckpt" not in done.stderr
@@ -68,7 +66,6 @@ def test_a_handler_that_was_there_is_called_for_other_faults(tmp_path, run_scrip
 os.kill(os.getpid(), 7)
 """,
         tmp_path,
-        seconds=20,
     )
     assert "Fatal Python error: Bus error" in done.stderr and "localckpt:" not in done.stderr
 
@@ -88,7 +85,6 @@ print("still here", flush=True)
 other[5000]
 """,
         tmp_path,
-        seconds=20,
     )
     assert (done.returncode, done.stdout) == (-signal.SIGBUS, "still here\n")
     assert "localckpt" not in done.stderr
@@ -104,7 +100,6 @@ array = store.get(stored, (10**6,), np.dtype(float))
 os.kill(os.getpid(), 7)
 """,
         tmp_path,
-        seconds=20,
     )
     assert done.returncode not in (0, 110) and done.stderr.count("Fatal Python error: Bus error") == 1
 
@@ -119,6 +114,5 @@ truncate()
 arrays[5].sum()
 """,
         tmp_path,
-        seconds=20,
     )
     assert done.returncode not in (0, 110) and "dataset 'state'" in done.stderr

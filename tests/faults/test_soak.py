@@ -69,5 +69,5 @@ assert after[0] < 1.05*memory and after[2] < 1.05*disk, (after, memory, disk)
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_nothing_grows(tmp_path, run_script, request, ranks, engine):
     iterations = request.config.getoption("--soak")
-    done = run_script(SOAK, tmp_path, iterations, engine, ranks=ranks, seconds=60 + 5 * iterations)
+    done = run_script(SOAK, tmp_path, iterations, engine, ranks=ranks, seconds=120 + 10 * iterations)
     assert done.returncode == 0, done.stderr

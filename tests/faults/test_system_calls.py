@@ -61,7 +61,6 @@ def run(tmp_path, run_script, faulty):
             engine,
             tiers,
             before=[*faulty(fault, ranks, rank), *["FAULT_WAITS=1"] * waits],
-            seconds=30,
         )
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
@@ -91,7 +90,7 @@ for i, row in enumerate(rows):
     [("pwrite", 0, EVERY), ("pread", 0, EVERY), ("pwrite", errno.EINTR, 7), ("pread", errno.EINTR, 7)],
 )
 def test_what_was_cut_short_goes_on(tmp_path, run_script, faulty, call, error, count, size):
-    done = run_script(f"SIZE = {size}\n" + ROWS, tmp_path, before=faulty(f"{call} {error} 3 {count} first"), seconds=30)
+    done = run_script(f"SIZE = {size}\n" + ROWS, tmp_path, before=faulty(f"{call} {error} 3 {count} first"))
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -181,7 +180,6 @@ print("done")
         "world",
         "viewer",
         "two",
-        seconds=30,
         before=faulty(f"pwrite {errno.EIO} 5 {EVERY} first", 2, rank=1, least=8 * SIZE),
     )
     assert done.stdout.count("done\n") == 2 and "file write failed" in done.stdout
@@ -201,7 +199,6 @@ with VecFile(comm, sys.argv[1], "w", collective={collective}) as file:
     assert (back == comm.rank + 0.5).all()
 """,
         tmp_path / "all.h5",
-        seconds=20,
         before=faulty(f"pwrite {errno.EIO} 1 {EVERY} all.h5", 2, rank=1, least=8000),
     )
     assert done.returncode == 0, done.stderr
@@ -226,7 +223,6 @@ mine = [f"/proc/self/fd/{{n}}" for n in range(200) if os.path.islink(f"/proc/sel
 assert not any("all.h5" in os.readlink(link) for link in mine), mine
 """,
         tmp_path / "all.h5",
-        seconds=20,
         before=[*faulty(f"fstat {errno.ESTALE} 0 {EVERY} all.h5", ranks, max(0, ranks - 1)), "FAULT_WAITS=1"],
     )
     assert done.returncode == 0, done.stderr
@@ -315,7 +311,6 @@ assert {kind for kind, words in found} == {"LostCheckpointError"}, found
         layout,
         "direct",
         "one",
-        seconds=30,
         before=faulty(f"fallocate {errno.EOPNOTSUPP} 0 {EVERY} first", ranks),
     )
     assert done.returncode == 0, done.stderr
@@ -343,7 +338,6 @@ found = attempt(store.sync)
 assert {{kind for kind, words in found}} == {{"LostCheckpointError"}}, found
 """,
         tmp_path,
-        seconds=30,
         before=faulty(f"fsync {errno.EIO} 2 {EVERY} current", 2),
     )
     assert done.returncode == 0, done.stderr
@@ -395,7 +389,6 @@ except localckpt.TransferError as exc:
         "world",
         "direct",
         "one",
-        seconds=30,
         before=faulty(f"pwrite {getattr(errno, error)} 12 {EVERY} first", 2, rank=1),
     )
     assert done.returncode == 3 and os.strerror(getattr(errno, error)) in done.stdout, done.stderr
@@ -452,7 +445,6 @@ assert any(set(kinds) == {"TransferError"} for kinds in [[kind for kind, words i
 assert file.closed
 """,
         tmp_path / "late.h5",
-        seconds=20,
         before=faulty(f"{call} {errno.EIO} {6 if call == 'pwrite' else 0} {EVERY} late", ranks),
     )
     assert done.returncode == 0, done.stderr

@@ -146,7 +146,6 @@ assert (store.get(stored, (10,), np.dtype(float)) == 1).all()
 """,
         tmp_path / "all.h5",
         ranks=2,
-        seconds=20,
     )
     assert (result.returncode, result.stderr) == (0, "")
 
@@ -177,5 +176,5 @@ for row, array in zip(rows, data):
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_that_repeat_differently_agree_where_rows_come_one_at_a_time(run_script, tmp_path, ranks):
-    result = run_script(ONE_AT_A_TIME, tmp_path / "all.h5", ranks=ranks, seconds=20)
+    result = run_script(ONE_AT_A_TIME, tmp_path / "all.h5", ranks=ranks)
     assert (result.returncode, result.stderr) == (0, "")
