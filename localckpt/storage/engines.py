@@ -22,7 +22,18 @@ from localckpt._rows import Pool, Row
 from localckpt._vecfile import VecFile
 from localckpt.storage.nodes import node_comm
 
-__all__ = ["ENGINES", "DirectEngine", "Engine", "ViewerEngine", "ViewerRow", "choose_engine", "requested_engine"]
+__all__ = [
+    "ENGINES",
+    "DirectEngine",
+    "Engine",
+    "EngineName",
+    "ViewerEngine",
+    "ViewerRow",
+    "choose_engine",
+    "requested_engine",
+]
+
+EngineName = Literal["direct", "viewer"]
 
 
 class Engine(ABC):
@@ -379,10 +390,10 @@ class ViewerEngine(Engine):
             self.file.drop()
 
 
-ENGINES: dict[Literal["direct", "viewer"], type[Engine]] = {"direct": DirectEngine, "viewer": ViewerEngine}
+ENGINES: dict[EngineName, type[Engine]] = {"direct": DirectEngine, "viewer": ViewerEngine}
 
 
-def requested_engine(engine: str | None = None) -> Literal["direct", "viewer"] | None:
+def requested_engine(engine: str | None = None) -> EngineName | None:
     """Return `engine`, by default the value of the PETSc option ``-localckpt_engine``, or None. Not collective.
 
     Raises
@@ -397,7 +408,7 @@ def requested_engine(engine: str | None = None) -> Literal["direct", "viewer"] |
     raise ValueError(f"{'engine' if engine else '-localckpt_engine'} is 'direct' or 'viewer', not {requested!r}")
 
 
-def choose_engine(comm: MPI.Intracomm) -> Literal["direct", "viewer"]:
+def choose_engine(comm: MPI.Intracomm) -> EngineName:
     """Return the engine for files of `comm`. Collective on `comm`.
 
     The one that ``-localckpt_engine`` requests (:func:`requested_engine`). By default "direct" where the ranks of

@@ -10,7 +10,7 @@ from copy import copy
 from errno import EDQUOT, ENOSPC
 from math import inf
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -23,7 +23,7 @@ from localckpt._errors import LostCheckpointError, StorageError
 from localckpt.storage import run_directories
 from localckpt.storage.content_index import ContentIndex
 from localckpt.storage.directories import Directory, Tier, choose_tiers
-from localckpt.storage.engines import Engine, choose_engine
+from localckpt.storage.engines import Engine, EngineName, choose_engine
 from localckpt.storage.shared_directories import make_next_directory
 from localckpt.storage.store_file import StoreFile
 from localckpt.storage.stored import Stored, refuse_to_copy
@@ -86,11 +86,11 @@ class Store:
         comm: MPI.Intracomm,
         path: str,
         cleanup: bool = True,
-        engine: Literal["direct", "viewer"] = "direct",
+        engine: EngineName = "direct",
         *,
         limit: float = inf,
         tiers: Sequence[Tier] = (),
-        later_engine: Literal["direct", "viewer"] | None = None,
+        later_engine: EngineName | None = None,
         collect: Callable[[], Any] = gc.collect,
     ) -> None:
         self.comm = comm
@@ -157,7 +157,7 @@ class Store:
         tier: Tier,
         tiers: Sequence[Tier],
         cleanup: bool = True,
-        engine: Literal["direct", "viewer"] | None = None,
+        engine: EngineName | None = None,
         collect: Callable[[], Any] = gc.collect,
     ) -> "Store":
         """Make a store in an existing directory. Collective on `comm`.

@@ -5,14 +5,13 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
-from typing import Literal
 
 from mpi4py import MPI
 
 from localckpt._collective import raise_everywhere
 from localckpt._vecfile import VecFile
 from localckpt.storage.directories import Directory
-from localckpt.storage.engines import ENGINES, Engine
+from localckpt.storage.engines import ENGINES, Engine, EngineName
 from localckpt.storage.stored import Stored
 
 __all__ = ["StoreFile"]
@@ -51,9 +50,7 @@ class StoreFile:
         Whether garbage was collected already because the file was full.
     """
 
-    def __init__(
-        self, comm: MPI.Intracomm, path: str, cleanup: bool, engine: Literal["direct", "viewer"], limit: float = inf
-    ) -> None:
+    def __init__(self, comm: MPI.Intracomm, path: str, cleanup: bool, engine: EngineName, limit: float = inf) -> None:
         self.comm = comm
         self.path = path
         self.cleanup = cleanup

@@ -244,8 +244,8 @@ except localckpt.LostCheckpointError:
         size="5m",
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("are left in") == 1
-    assert done.stdout.index("are left in") < done.stdout.index("lost")
+    assert done.stdout.count("are left for each rank in") == 1
+    assert done.stdout.index("are left for each rank in") < done.stdout.index("lost")
 
 
 @pytest.mark.parametrize("left", [0, 1, 2, 5])
