@@ -91,6 +91,7 @@ def test_no_named_file_has_bytes_during_the_run(comm, shared_tmp):
     def look(step):
         MPI.COMM_WORLD.barrier()  # the first save, in which a file has a name, is over on all ranks
         seen.append(files_below(shared_tmp))
+        MPI.COMM_WORLD.barrier()  # and none begins while another rank looks
 
     functional = record_on_disk(checkpoint_comm=comm, checkpoint_dir=str(shared_tmp), in_step=look)
     sweep(functional, SCALES[0])
