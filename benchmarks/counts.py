@@ -66,7 +66,7 @@ def formulas(kind, R, F, S):
                 "saves": {"sizes": G*F, "file": shared*6*G},
                 "restores": {}}
     # HDF5 flushes each save only where nobody could fail to come to the flush.
-    return {"once": {"names": 34*F + 19*R + 5, "sizes": 2*F + R, "locks": 3*F, "lock tests": 2*R,
+    return {"once": {"names": 29*F + 23*R + 6, "sizes": 2*F + R, "locks": 3*F, "lock tests": 2*R,
                      "syncs": (not shared)*R, "world": many*(10 + 2*L), "file": shared*40},
             "saves": {"names": (not shared)*F*S, "sizes": F*S, "syncs": (not shared)*R*S,
                       "file": shared*(5*S + 2*G)},
