@@ -34,8 +34,10 @@ def tree(tmp_path):
 
 
 def run(*command, cwd, timeout=60, **variables):
-    # An environment of its own: MPI leaves traces in this process's real one.
-    return subprocess.run([str(word) for word in command], cwd=cwd, env={**os.environ, **variables},
+    # An environment of its own: MPI leaves traces in this process's real one. What is installed is to be found there,
+    # not where this process found it.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run([str(word) for word in command], cwd=cwd, env={**env, **variables},
                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           text=True, timeout=timeout)
 
