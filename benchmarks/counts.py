@@ -104,7 +104,7 @@ def formulas(kind, R, F, S):
     # HDF5 flushes each save only where nobody could fail to come to the flush.
     return {
         "once": {
-            "names": 34 * F + 19 * R + 5,
+            "names": 29 * F + 23 * R + 6,
             "sizes": 2 * F + R,
             "locks": 3 * F,
             "lock tests": 2 * R,

@@ -34,11 +34,13 @@ def tree(tmp_path):
 
 
 def run(*command, cwd, timeout=60, **variables):
-    # os.environ has the variables that this process was started with, without those that MPI has set since.
+    # os.environ has the variables that this process was started with, without those that MPI has set since. What is
+    # installed must be found where it was installed, not where this process found it (PYTHONPATH).
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
-        env={**os.environ, **variables},
+        env={**env, **variables},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
