@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import copy
 from errno import EDQUOT, ENOSPC
 from math import inf
@@ -386,7 +387,8 @@ class Store:
             return False
         file.garbage_collected = True
         engine.full = None
-        self._collect()
+        with suppress(Exception):  # other ranks of the file go on to save, and would wait for this one
+            self._collect()
         return True
 
     def _file_after(self, file: StoreFile, cause: OSError) -> StoreFile:

@@ -150,6 +150,29 @@ assert (store.get(stored, (10,), np.dtype(float)) == 1).all()
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("engine", ["direct", "viewer"])
+def test_a_collection_of_garbage_that_fails_on_one_rank_leaves_none_waiting(run_script, tmp_path, engine):
+    result = run_script(
+        f"""
+from localckpt.storage.store import Store
+
+def collect():
+    collected.append(True)
+    if comm.rank == 1:
+        raise MemoryError
+
+collected, held = [], []
+store = Store(comm, sys.argv[1], engine={engine!r}, limit=400_000, collect=collect)
+found = attempt(lambda: [held.append(store.put("a", np.full(10_000, float(i)))) for i in range(20)])
+assert {{kind for kind, _ in found}} == {{"TransferError"}}, found
+assert comm.allgather(len(held)) == 2 * [5] and collected == ([True] if {engine!r} == "direct" else [])
+""",
+        tmp_path / "all.h5",
+        ranks=2,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 # Rows can come one at a time: very large ones, or on a disk that is nearly full.
 ONE_AT_A_TIME = """
 from localckpt.storage.store import Store
