@@ -79,19 +79,18 @@ def in_turn(faults, scenario, check):
     '''Go through a scenario again and again, each time with another fault, until there is none left.'''
     kinds = [lambda: OSError(errno.EIO, "as if"), MemoryError] if sys.argv[-1] == "raise" else ["interrupt"]
     points = set()
-    for what in kinds:
-        for at in itertools.count(1):
-            faulthandler.dump_traceback_later(60, exit=True)
-            faults.arm(at, what)
-            found = scenario(at)
-            name, found = comm.bcast(faults.fired, root=1), comm.allgather(found)
-            if name is None:
-                break
-            points.add(name)
-            if comm.rank == 0:
-                with open(sys.argv[1] + "/last", "w") as last:
-                    last.write(f"{at} {name} {found}")
-            check(name, found)
+    for at in itertools.count(1):
+        faulthandler.dump_traceback_later(60, exit=True)
+        faults.arm(at, kinds[at % len(kinds)])  # most points come several times in a scenario
+        found = scenario(at)
+        name, found = comm.bcast(faults.fired, root=1), comm.allgather(found)
+        if name is None:
+            break
+        points.add(name)
+        if comm.rank == 0:
+            with open(sys.argv[1] + "/last", "w") as last:
+                last.write(f"{at} {name} {found}")
+        check(name, found)
     faulthandler.cancel_dump_traceback_later()
     faults.arm(None, None)  # what is called at exit does not fail
     if comm.rank == 0:
