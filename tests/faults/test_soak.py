@@ -60,8 +60,10 @@ memory, descriptors, disk = measure()
 sweeps(iterations)
 after = measure()
 assert after[1] == descriptors, (after, descriptors)
-# The filesystem's own blocks count, too: a written row may take one more than a reserved one.
-assert after[0] < 1.05*memory and after[2] < 1.05*disk, (after, memory, disk)
+assert after[0] < 1.05*memory, (after, memory)
+# Rows are added a few at a time, and once more if Python's collector comes later than in the first sweeps. A row that
+# is lost in each iteration takes more than that.
+assert after[2] < 1.5*disk, (after, disk)
 """
 
 
