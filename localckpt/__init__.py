@@ -1,6 +1,6 @@
 """Adjoint checkpoints on node-local disks for Firedrake, and HDF5 files of PETSc Vecs.
 
-:class:`VecFile`, :func:`node_comm` and the exceptions need only petsc4py, mpi4py and numpy.
+:class:`VecFile`, :func:`node_comm` and the exceptions need only petsc4py, mpi4py, numpy and xxhash.
 :class:`TemporaryFunctionCheckpointFile` and :mod:`localckpt.adjoint` need Firedrake.
 
 Names are imported on first use. Importing all of them here would initialise PETSc, which reads the options of the

@@ -7,7 +7,7 @@ Job scripts and PETSC_OPTIONS may differ from node to node. What must be the sam
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -15,7 +15,7 @@ from xxhash import xxh3_64_intdigest
 
 from localckpt._collective import raise_everywhere
 from localckpt.storage.directories import Tier, choose_tiers
-from localckpt.storage.engines import requested_engine
+from localckpt.storage.engines import EngineName, requested_engine
 from localckpt.storage.nodes import check_ranks, ranks_in
 
 __all__ = ["Arguments", "check_on_all_ranks", "require_comm"]
@@ -61,7 +61,7 @@ class Arguments:
     cleanup: bool
     mesh_parent: str
     tiers: list[Tier]
-    engine: Literal["direct", "viewer"] | None
+    engine: EngineName | None
 
     @classmethod
     def checked(

@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import firedrake
 from firedrake import Cofunction, Function
@@ -25,6 +25,7 @@ from localckpt.adjoint.saving import begin_saving, end_saving
 from localckpt.functions import CopiedFunction, FunctionStore, SavedFunction, fingerprint
 from localckpt.storage import run_directories
 from localckpt.storage.directories import Directory, log, named_directories
+from localckpt.storage.engines import EngineName
 from localckpt.storage.nodes import node_comm
 from localckpt.storage.room import RoomMonitor, announce
 from localckpt.storage.shared_directories import make_next_directory, make_shared_directory
@@ -44,7 +45,7 @@ def enable_disk_checkpointing(
     checkpoint_comm: MPI.Intracomm | None = None,
     checkpoint_dir: Paths | None = None,
     *,
-    engine: Literal["direct", "viewer"] | None = None,
+    engine: EngineName | None = None,
 ) -> None:
     """Add a :class:`DiskCheckpointer` to the working tape. Collective on `comm`.
 
@@ -197,7 +198,7 @@ class DiskCheckpointer(TapePackageData):
         checkpoint_comm: MPI.Intracomm | None = None,
         checkpoint_dir: Paths | None = None,
         *,
-        engine: Literal["direct", "viewer"] | None = None,
+        engine: EngineName | None = None,
     ) -> None:
         require_comm("comm", comm)
         with interrupts_held():

@@ -61,9 +61,10 @@ sweeps(iterations)
 after = measure()
 assert after[1] == descriptors, (after, descriptors)
 assert after[0] < 1.05*memory, (after, memory)
-# Rows are added a few at a time, and once more if Python's collector comes later than in the first sweeps. A row that
-# is lost in each iteration takes more than that.
-assert after[2] < 1.5*disk, (after, disk)
+# How many checkpoints are alive at a time differs a little from sweep to sweep: rows are added once more, at most. The
+# filesystem's own blocks count, too: a written row may take one more than a reserved one.
+added = 4 * V.dof_dset.total_size * 8 // 512  # in blocks
+assert after[2] < 1.05*(disk + added), (after, disk, added)
 """
 
 
