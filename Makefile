@@ -6,7 +6,7 @@
 
 DEMO = examples/burgers.py --compare
 demo:  # no binding: another program may keep a core busy for a while
-	@OMPI_MCA_hwloc_base_binding_policy=none \
+	@LOCALCKPT_TOOLS=no OMPI_MCA_hwloc_base_binding_policy=none \
 	    scripts/run timeout --foreground -k 10 600 mpiexec -n 2 python $(DEMO)
 
 quick:

@@ -12,8 +12,8 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "scripts" / "install-stack"
 STUBS = """
 missing() { :; }
-for recipe in system_packages virtual_environment build_tools mpi4py petsc petsc4py h5py supermesh \\
-              firedrake tools localckpt; do
+for recipe in system_packages virtual_environment build_tools petsc h5py supermesh petsc4py needs \\
+              tools firedrake localckpt; do
     eval "$recipe() { echo $recipe >>\\"\\$env/ran\\"; step_of $recipe; }"
 done
 step_of() {
@@ -42,7 +42,7 @@ class Stack:
             ["bash", "scripts/install-stack"],
             cwd=self.clones[clone],
             text=True,
-            env={**os.environ, "LOCALCKPT_ENV": str(self.env), **variables},
+            env={**os.environ, **({"LOCALCKPT_ENV": str(self.env)} if self.env else {}), **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -66,6 +66,7 @@ def stack(tmp_path):
 def test_prints_the_interpreter_and_does_each_step_once(stack):
     status, out, err, ran = stack.run()
     assert (status, out, len(ran)) == (0, f"{stack.env}/bin/python\n", 11)
+    assert ran.index("petsc") < ran.index("petsc4py") < ran.index("firedrake") < ran.index("localckpt")
     assert "[11/11] localckpt  done in 0:0" in err
     assert stack.run() == (0, out, "", [])
 
@@ -73,8 +74,9 @@ def test_prints_the_interpreter_and_does_each_step_once(stack):
 def test_goes_on_where_a_step_failed(stack):
     status, out, err, ran = stack.run(BREAK="h5py")
     assert (status, out) == (1, "")
-    assert "[7/11] h5py" in err and "FAILED" in err and "no more room" in err
-    assert stack.run()[3] == ["h5py", "supermesh", "firedrake", "tools", "localckpt"]
+    assert "[5/11] h5py" in err and "FAILED" in err and "no more room" in err
+    ran = set(stack.run()[3]) - {"petsc"}  # which runs beside h5py, and was stopped with it or was done
+    assert ran == {"h5py", "supermesh", "petsc4py", "needs", "tools", "firedrake", "localckpt"}
 
 
 def test_a_changed_pin_undoes_the_step_and_what_stands_on_it(stack):
@@ -85,6 +87,30 @@ def test_a_changed_pin_undoes_the_step_and_what_stands_on_it(stack):
         assert text != script.read_text()
         script.write_text(text)
         assert stack.run()[3] == ["petsc", "petsc4py", "firedrake"]
+
+
+def test_each_combination_has_an_environment_of_its_own(stack, tmp_path):
+    stack.env = None
+    names = []
+    for variables in ({}, {"FIREDRAKE": "2026.4.3"}, {"SCALAR": "complex"}):
+        interpreter = Path(stack.start(XDG_CACHE_HOME=str(tmp_path), **variables).communicate(timeout=60)[0])
+        names.append(interpreter.parents[1].name)
+        assert len((interpreter.parents[1] / "ran").read_text().split()) == 11
+    assert names == ["env", "env-2026.4.3-real", "env-2026.10.0-complex"]
+
+
+@pytest.mark.parametrize("variable", ["FIREDRAKE", "SCALAR"])
+def test_a_combination_that_it_does_not_know_is_named(stack, variable):
+    status, out, err, ran = stack.run(**{variable: "2019"})
+    assert (status, out, ran) == (2, "", [])
+    assert err.startswith(f"{variable}=2019: ") and len(err.splitlines()) == 1
+
+
+def test_a_demo_goes_without_the_tools_for_tests(stack):
+    status, _, err, ran = stack.run(LOCALCKPT_TOOLS="no")
+    assert (status, len(ran)) == (0, 10) and "tools" not in ran
+    assert "[10/10] localckpt  done in 0:0" in err
+    assert stack.run()[3] == ["tools"]
 
 
 def test_the_last_checkout_takes_over(stack):
@@ -110,10 +136,11 @@ def test_two_at_once(stack):
 def test_stopping_it_stops_the_step(stack, sent):
     process = stack.start(HANG="petsc")
     end = time.monotonic() + 30
-    while "petsc" not in stack.ran() and time.monotonic() < end:
+    while "supermesh" not in stack.ran() and time.monotonic() < end:
         time.sleep(0.1)
     process.send_signal(sent)
-    assert "stopped in step 5 of 11" in process.communicate(timeout=10)[1]  # the step holds its pipes, too
+    said = process.communicate(timeout=10)[1]  # the step holds its pipes, too
+    assert "[4/11] PETSc" in said and "stopped; the next call goes on from there" in said
     assert process.returncode != 0
     assert stack.run()[3][0] == "petsc"
 
