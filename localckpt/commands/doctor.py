@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from importlib.metadata import distributions
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from localckpt.commands import versions
 from localckpt.storage import run_directories
 
 
@@ -76,12 +76,8 @@ class Component:
     advice: str
 
 
-def package_version(name: str) -> str:
-    return next((found.version for found in distributions(name=name)), "unknown version")
-
-
 def describe_mpi4py(MPI: Any) -> str:
-    return f"{package_version('mpi4py')}, {MPI.Get_library_version().partition(',')[0].strip()}"
+    return f"{versions.version('mpi4py')}, {MPI.Get_library_version().partition(',')[0].strip()}"
 
 
 def describe_petsc(PETSc: Any) -> str:
@@ -100,7 +96,7 @@ def describe_hdf5(vecfile: Any) -> str:
 
 
 def describe_firedrake(patches: Any) -> str:
-    return f"{package_version('firedrake')}, pyadjoint {package_version('pyadjoint-ad')}"
+    return f"{versions.version('firedrake')}, pyadjoint {versions.version('pyadjoint-ad')}"
 
 
 COMPONENTS = (  # each needs those before it
@@ -175,7 +171,7 @@ def print_text(nodes: list[Node], found_on: dict[Finding, list[str]]) -> None:
 
 def installed_versions() -> Iterator[Finding]:
     """Collective on COMM_WORLD, because importing Firedrake is."""
-    version, directory = package_version("localckpt"), os.path.dirname(os.path.dirname(__file__))
+    version, directory = versions.version("localckpt"), os.path.dirname(os.path.dirname(__file__))
     yield Finding("localckpt", f"{version}, {directory}, Python {sys.version.split()[0]}")
     for component in COMPONENTS:
         try:
@@ -192,6 +188,24 @@ def installed_versions() -> Iterator[Finding]:
             else:
                 message = f"{type(exc).__name__}: {' '.join(str(exc).split())}"
                 yield Finding(component.name, message, component.advice, fatal=True)
+        else:
+            if component.name == "Firedrake":
+                yield from version_advice()
+
+
+def version_advice() -> Iterator[Finding]:
+    """What is known of the versions that are installed here, Firedrake among them."""
+    installed = versions.installed()
+    if installed not in versions.TRIED:
+        yield Finding(
+            "versions",
+            f"localckpt was never tried with {installed}",
+            "compare the first gradient with one of checkpoints in memory; "
+            f"tried: {'; '.join(map(str, versions.TRIED))}",
+        )
+    for fault in versions.known_faults():
+        found = versions.version(fault.package)
+        yield Finding(f"{fault.package} {found}", f"{fault.summary} ({fault.issues})", fault.advice)
 
 
 def memory_limits(root: str | os.PathLike[str] = "/") -> Iterator[tuple[int, int]]:

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 import localckpt
+from localckpt.commands import versions
 from localckpt.commands.doctor import memory_limits
 
 
@@ -34,6 +36,53 @@ def test_works_without_firedrake(run, missing):
     (line,) = (line for line in done.stdout.splitlines() if "Firedrake" in line)
     assert done.returncode == 0 and line.split() == ["note", "Firedrake", "not", "installed"]
     assert "VecFile" in done.stdout and done.stderr == ""
+
+
+@pytest.fixture
+def claimed(tmp_path):
+    """claimed(name, version): environment variables with which that version of a package seems to be installed."""
+
+    def claim(name, version):
+        directory = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
+        directory.mkdir()
+        (directory / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        return {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+
+    return claim
+
+
+def test_says_nothing_of_versions_that_were_tried(run):
+    subjects = findings(run("doctor", "--json"))
+    assert "versions" not in subjects and not any(subject.startswith("pyadjoint-ad ") for subject in subjects)
+
+
+def test_says_that_a_version_was_never_tried(run, claimed):
+    done = run("doctor", "--json", **claimed("firedrake", "2031.4.0"))
+    found = findings(done)["versions"]
+    assert done.returncode == 0 and not found["fatal"]
+    assert "never tried with Firedrake 2031.4.0, PETSc" in found["message"]
+    assert "Firedrake 2026.10.0, PETSc 3.26.0" in found["advice"]
+
+
+@pytest.mark.parametrize(
+    "version, issues",
+    [
+        ("2026.4.1", ["pyadjoint#257, firedrake#5082", "pyadjoint#211, pyadjoint#260, pyadjoint#248"]),
+        ("2026.9.0", ["pyadjoint#211, pyadjoint#260, pyadjoint#248"]),
+        ("2026.10.1", []),
+    ],
+)
+def test_names_known_faults_of_what_is_installed(run, claimed, version, issues):
+    report = json.loads(run("doctor", "--json", **claimed("pyadjoint-ad", version)).stdout)
+    faults = [finding for finding in report["findings"] if finding["subject"] == f"pyadjoint-ad {version}"]
+    assert [fault["message"].partition("(")[2] for fault in faults] == [f"{names})" for names in issues]
+
+
+@pytest.mark.parametrize("combination", versions.TRIED, ids=str)
+def test_the_manual_lists_the_versions_that_were_tried(combination):
+    text = (Path(__file__).parents[2] / "docs/reference/versions.md").read_text()
+    row = f"| {combination.firedrake} | {combination.petsc}, {combination.scalars} | {combination.pyadjoint} |"
+    assert any(line.startswith(f"{row} {combination.python} |") for line in text.splitlines())
 
 
 @pytest.mark.parametrize("name", ["petsc4py", "mpi4py"])
