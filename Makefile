@@ -1,8 +1,10 @@
 # The targets; CONTRIBUTING.md describes them. Each first installs what is missing (scripts/install-stack).
+# With another Firedrake than the newest, or complex scalars: make test FIREDRAKE=2026.4.3, make python SCALAR=complex
 # To use an environment of your own instead: make test PYTHON=/path/to/python
 # quick, matrix and matrix-long have PETScs and environments of their own.
 
-.PHONY: demo quick test lint docs bench bench-full soak sanitize conformance matrix matrix-long release-check python
+.PHONY: demo quick test lint docs bench bench-full soak sanitize conformance matrix matrix-long matrix-firedrake \
+    release-check python
 
 DEMO = examples/burgers.py --compare
 demo:  # no binding: another program may keep a core busy for a while
@@ -52,6 +54,10 @@ matrix:
 
 matrix-long:
 	@scripts/matrix long
+
+# All tests that need Firedrake, on each release and Python that localckpt is for; the first time, more than two hours.
+matrix-firedrake:
+	@scripts/matrix-firedrake
 
 # What a release must pass before it is uploaded.
 release-check:

@@ -88,9 +88,9 @@ def timed(kind, iteration):
 
 @cache
 def measured(problem, folder, seconds):
-    mesh = square(PROBLEMS[problem])
     iterations = {}
     for kind in ["memory", *WITHOUT]:
+        mesh = square(PROBLEMS[problem])  # its own: a mesh keeps its checkpoint, which others could not verify
         with WITHOUT.get(kind, contextlib.nullcontext)():
             iterations[kind] = advection("memory" if kind == "memory" else "localckpt", mesh, STEPS, folder)
             iterations[kind]()
