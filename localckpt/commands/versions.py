@@ -105,6 +105,6 @@ def known_faults() -> Iterator[Fault]:
     from packaging.specifiers import SpecifierSet  # comes with Firedrake
 
     for fault in FAULTS:
-        found = next(distributions(name=fault.package), None)
-        if found and SpecifierSet(fault.versions, prereleases=True).contains(found.version):
+        found = next((found.version for found in distributions(name=fault.package)), None)
+        if found is not None and SpecifierSet(fault.versions, prereleases=True).contains(found):
             yield fault
