@@ -1,0 +1,561 @@
+"""``localckpt verify``: test the gradient of a script where it computes its first derivative."""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+import traceback
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+
+from localckpt.commands import run, versions
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from localckpt.adjoint.derivatives import Request
+
+# Steps and distances are relative to the largest entry of each control.
+STEP = 8e-3  # the largest of the first four steps; others are larger or smaller by powers of FACTOR
+FACTOR = 8
+LARGEST_STEP = STEP * FACTOR**2  # all steps up to this one stay within the bounds
+HAIR = 1e-9  # a step whose remainder can only be noise
+AWAY = 0.03  # from the first control to the second
+ORDER = 1.9  # of the remainders, at least, if the gradient is right
+LINEAR = 1e-6  # remainders as small as this, relative to the change of J, need no order
+ABOVE_NOISE = 100  # times the noise: remainders that count
+SAME = 1e-6  # relative difference of two gradients that are the same
+EVALUATIONS, GRADIENTS = 13, 4  # if no step must be adjusted
+
+RIGHT, WRONG, NOT_SHOWN, NOT_REACHED, FAILED = "right", "wrong", "not shown", "not reached", "failed"
+STATUS = {RIGHT: 0, WRONG: 1, NOT_SHOWN: 1, NOT_REACHED: 3, FAILED: 3}
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="test the gradient of an unmodified script at two controls",
+        usage="%(prog)s [--json] [--within SECONDS] (script.py | -m module) [arguments ...]",
+        description="Run a script or module as 'run' does, up to its first derivative. There, with its own tape, "
+        "schedule and checkpoints, make a Taylor test at its control and at a second one, compute the gradient at the "
+        "first one again, and end the script.",
+        epilog="Exit status: 0 if the gradient is right, 1 if it is wrong or could not be shown to be right, 3 if the "
+        "script failed or computed no derivative.",
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON object, and the script's output as errors")
+    parser.add_argument(
+        "--within", type=float, metavar="SECONDS", help="stop if it would take longer (default: what the job has left)"
+    )
+    run.add_target(parser)
+    parser.set_defaults(main=main)
+
+
+class Stop(BaseException):
+    """Ends the script. No Exception, because scripts catch those."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """A Taylor test.
+
+    Attributes
+    ----------
+    where : str
+        The control, and which of several was varied.
+    value : float
+        J there.
+    slope : float
+        The derivative of J in the direction of the test, by the gradient.
+    steps, remainders : list of float
+        Remainders are ``abs(J(m + step*d) - J(m) - step*slope)``.
+    order : float or None
+        The lowest order at which the remainders fall, or None if there is none.
+    outcome : str
+        ``right``, ``wrong``, or ``not shown``.
+    why : str
+        In words.
+    """
+
+    where: str
+    value: float
+    slope: float
+    steps: list[float]
+    remainders: list[float]
+    order: float | None
+    outcome: str
+    why: str
+
+    @property
+    def relative_remainder(self) -> float:
+        """At the smallest step, relative to the change of J that the gradient predicts."""
+        change = abs(self.slope) * self.steps[-1]
+        return self.remainders[-1] / change if change else math.inf
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Attributes
+    ----------
+    verdict : str
+        ``right``, ``wrong``, ``not shown``, ``not reached`` or ``failed``.
+    why : str
+        A sentence.
+    noise : float or None
+        Of J, relative to it; None if it was not measured.
+    tests : list of Test
+    differences : dict
+        Of gradients and values that should be the same, relative to their size.
+    known_faults : list of str
+        Of installed packages.
+    """
+
+    verdict: str
+    why: str
+    noise: float | None = None
+    tests: list[Test] = field(default_factory=list)
+    differences: dict[str, float] = field(default_factory=dict)
+    known_faults: list[str] = field(default_factory=list)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run the script up to its first derivative, and test that. Collective on COMM_WORLD."""
+    if run.prepare(options, "verify"):
+        return 2
+    out = sys.stdout
+    if options.json:  # whatever the script and its libraries print goes to standard error
+        out = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+    from mpi4py import MPI
+
+    from localckpt.adjoint import derivatives, patches
+
+    patches.install("run")
+    patches.install("verify")
+    command = Command(options.within, out, options.json)
+    derivatives.on_derivative(command.verify)
+    report = Report(NOT_REACHED, "the script computed no derivative of a ReducedFunctional")
+    try:
+        run.execute(options)
+    except (Stop, SystemExit):
+        pass
+    except Exception as exc:
+        report = Report(FAILED, f"the script raised {type(exc).__name__} before its first derivative")
+        if command.report is None:
+            traceback.print_exc()
+    if command.report is None:
+        command.finish(report, MPI.COMM_WORLD)
+    assert command.report is not None
+    return STATUS[command.report.verdict]
+
+
+class Command:
+    """What the command does when the script computes its first derivative.
+
+    Parameters
+    ----------
+    within : float or None
+        Seconds that the tests may take.
+    out : file
+    as_json : bool
+    """
+
+    def __init__(self, within: float | None, out: TextIO, as_json: bool) -> None:
+        self.within, self.out, self.as_json = within, out, as_json
+        self.report: Report | None = None
+        self._running = False
+
+    def verify(self, request: "Request") -> None:
+        """Test the gradient, and end the script. Collective on the communicator of the controls."""
+        if self._running:  # one of the derivatives that the tests compute
+            return
+        if self.report is None:
+            from pyadjoint import stop_annotating
+
+            self._running = True
+            comm = comm_of(request.functional)
+            try:
+                with stop_annotating():
+                    report = Tests(request, comm, self.within).report()
+            except Exception as exc:
+                traceback.print_exc()
+                report = Report(FAILED, f"the tests ended with {type(exc).__name__}: {exc}")
+            self._running = False
+            self.finish(report, comm)
+        raise Stop  # at each derivative, in case the script caught the first one
+
+    def finish(self, report: Report, comm: "MPI.Intracomm") -> None:
+        """Print the report. Collective on `comm`, unless something has failed: then all ranks are ended."""
+        self.report = report
+        if comm.rank == 0:
+            print(as_json(report) if self.as_json else as_text(report), file=self.out, flush=True)
+        if comm.size > 1:
+            if report.verdict == FAILED:  # perhaps on this rank alone, and others wait for it
+                sys.stderr.flush()
+                comm.Abort(STATUS[FAILED])
+            if report.verdict != NOT_REACHED:
+                comm.Barrier()  # mpiexec ends all ranks when the first one exits with an error
+
+
+class TooLong(Exception):
+    """The tests would take longer than there is time."""
+
+
+class Tests:
+    """The tests of one gradient.
+
+    Parameters
+    ----------
+    request : Request
+        The derivative that the script wants.
+    comm : mpi4py.MPI.Intracomm
+        Everything here is collective on it.
+    within : float or None
+        Seconds that the tests may take.
+    """
+
+    def __init__(self, request: "Request", comm: "MPI.Intracomm", within: float | None) -> None:
+        self.functional, self.adj_input, self.comm = request.functional, request.adj_input, comm
+        self.controls = list(self.functional.controls)
+        self.bounds = request.bounds or [(None, None)] * len(self.controls)
+        self.recording = request.recording
+        self._end = min(filter(None, [job_end(), within and time.time() + within]), default=math.inf)
+
+    def report(self) -> Report:
+        """Make all tests."""
+        report = Report(RIGHT, "")
+        try:
+            self._test(report)
+        except TooLong as exc:
+            report.verdict, report.why = NOT_SHOWN, str(exc)
+        else:
+            report.verdict, report.why = judge(report)
+        if report.verdict == WRONG:
+            report.known_faults = [
+                f"{fault.package} {versions.version(fault.package)}: {fault.summary} ({fault.issues}); {fault.advice}"
+                for fault in versions.known_faults()
+            ]
+        return report
+
+    def _test(self, report: Report) -> None:
+        self._announce()
+        first = [control.tape_value()._ad_copy() for control in self.controls]
+        # Otherwise tape_value() may be another one than that of the recording.
+        as_recorded = all(control.block_variable.checkpoint is not None for control in self.controls)
+        recorded, recorded_gradient = self._recorded_value(), self.gradient()
+        start = time.monotonic()
+        value = self.evaluate(first)
+        evaluated = time.monotonic()
+        gradient = self.gradient()
+        self._check_time(evaluated - start, time.monotonic() - evaluated)
+        directions, slopes = self._directions(first, gradient, seed=1)
+        slope = sum(slopes)
+        noise = max(
+            4 * np.finfo(float).eps * abs(value),
+            abs(self.evaluate(first) - value),
+            abs(self.evaluate(moved(first, directions, HAIR)) - value - HAIR * slope),
+        )
+        report.noise = relative_noise = noise / abs(value) if value else noise
+        report.tests += self._taylor("first control", first, directions, slopes, value, noise)
+        second = moved(first, self._directions(first, gradient, seed=2)[0], AWAY)
+        there = self.evaluate(second)
+        directions, slopes = self._directions(second, self.gradient(), seed=3)
+        report.tests += self._taylor(
+            "second control", second, directions, slopes, there, max(noise, relative_noise * abs(there))
+        )
+        again = self.evaluate(first)
+        report.differences["J at the first control again"] = abs(again - value) / (abs(value) or 1)
+        report.differences["gradient at the first control again"] = self._difference(self.gradient(), gradient)
+        if as_recorded and recorded is not None:
+            report.differences["J as recorded"] = abs(recorded - value) / (abs(value) or 1)
+        if as_recorded:
+            report.differences["gradient before any evaluation"] = self._difference(recorded_gradient, gradient)
+
+    def _announce(self) -> None:
+        seconds = self.comm.bcast((EVALUATIONS + 2 * GRADIENTS) * self.recording)
+        if self.comm.rank == 0:
+            how_long = (
+                f"about {seconds:.3g} s at the pace of the recording ({self.recording:.3g} s), "
+                "a gradient counted as two evaluations"
+                if seconds
+                else "for an unknown time"
+            )
+            print(f"localckpt verify: {EVALUATIONS} evaluations and {GRADIENTS} gradients, {how_long}", flush=True)
+        self._require(seconds)
+
+    def _check_time(self, evaluation: float, gradient: float) -> None:
+        """With the first evaluation and the first gradients measured."""
+        self._require(self.comm.bcast((EVALUATIONS - 1) * evaluation + (GRADIENTS - 2) * gradient))
+
+    def _require(self, seconds: float) -> None:
+        left = self.comm.bcast(self._end - time.time())
+        if seconds > left:
+            raise TooLong(
+                f"the tests would take {seconds:.3g} s, and there are {max(left, 0):.3g} s left: "
+                "take a coarser mesh, or allow more time"
+            )
+
+    def _recorded_value(self) -> float | None:
+        output = getattr(getattr(self.functional, "functional", None), "block_variable", None)
+        value = output and output.saved_output
+        if not isinstance(value, float) or not isinstance(self.adj_input, (int, float)):
+            return None
+        return float(self.comm.bcast(float(value) * self.functional.scale * self.adj_input))
+
+    def evaluate(self, controls: list[Any]) -> float:
+        """The functional, or what it is tested against if it is no number."""
+        value = self.functional(controls)
+        if isinstance(value, (int, float)):
+            value = value * self.adj_input
+        else:
+            value = self.adj_input._ad_dot(value)
+        return float(self.comm.bcast(float(np.real(value))))
+
+    def gradient(self) -> list[Any]:
+        """At the control that was evaluated last, one part for each control."""
+        plain = isinstance(self.adj_input, (int, float)) and self.adj_input == 1
+        found = self.functional.derivative() if plain else self.functional.derivative(adj_input=self.adj_input)
+        parts = found if isinstance(found, (list, tuple)) else [found]
+        return [part._ad_copy() if hasattr(part, "_ad_copy") else part for part in parts]
+
+    def _difference(self, one: list[Any], other: list[Any]) -> float:
+        """The largest difference of two gradients, in any control, relative to the largest entry there."""
+        return max(self._largest(values(a) - values(b)) / (self._largest(values(b)) or 1) for a, b in zip(one, other))
+
+    def _largest(self, array: Any) -> float:
+        return self.comm.allreduce(float(np.max(np.abs(array), initial=0.0)), max_of_two)
+
+    def _directions(self, controls: list[Any], gradient: list[Any], seed: int) -> tuple[list[Any], list[float]]:
+        """A direction for each control, of its size and within its bounds, and the derivative of J in it.
+
+        Where the derivatives differ, the larger ones are brought closer to the others by shorter directions, so that
+        an error in one control does not hide behind another one.
+        """
+        derived = getattr(self.functional, "derivative_components", None) or range(len(controls))
+        directions, slopes = [], []
+        for i, (control, bounds) in enumerate(zip(controls, self.bounds)):
+            direction = self._within(bounds, control, smooth(control, np.random.default_rng([seed, i]), self))
+            directions.append(direction if i in derived else direction._ad_mul(0.0))
+            slopes.append(float(self.comm.bcast(float(np.real(directions[i]._ad_dot(gradient[i]))))))
+        least = min((abs(slope) for slope in slopes if slope), default=0.0)
+        weights = [max(least / abs(slope), 1e-2) if slope else 1.0 for slope in slopes]
+        return (
+            [direction._ad_mul(weight) for direction, weight in zip(directions, weights)],
+            [weight * slope for weight, slope in zip(weights, slopes)],
+        )
+
+    def scaled(self, direction: Any, like: Any) -> Any:
+        """With a largest entry as that of another, unless one of them is zero."""
+        size, wanted = self._largest(values(direction)), self._largest(values(like))
+        return direction._ad_mul(wanted / size) if size and wanted else direction
+
+    def _within(self, bounds: tuple[Any, Any], control: Any, direction: Any) -> Any:
+        """The direction, or its opposite, shortened where the largest step would leave the bounds."""
+        if bounds[0] is None and bounds[1] is None:
+            return direction
+        at, along = np.real(values(control)), np.real(values(direction))
+        lower, upper = (
+            limit if bound is None else np.real(bound if isinstance(bound, (int, float)) else values(bound))
+            for bound, limit in zip(bounds, (-math.inf, math.inf))
+        )
+        inside = [
+            (np.clip(at + sign * LARGEST_STEP * along, np.minimum(lower, at), np.maximum(upper, at)) - at)
+            / LARGEST_STEP
+            for sign in (1, -1)
+        ]
+        sizes = [self._largest(one) for one in inside]
+        return with_values(direction, inside[int(np.argmax(sizes))])
+
+    def _taylor(
+        self, where: str, at: list[Any], directions: list[Any], slopes: list[float], value: float, noise: float
+    ) -> list[Test]:
+        """A test of all controls together and, if that is not right, of each one."""
+        tests = [self._taylor_test(where, at, directions, sum(slopes), value, noise)]
+        if tests[0].outcome != RIGHT and len(at) > 1:
+            for i in range(len(at)):
+                alone = [direction._ad_mul(float(i == j)) for j, direction in enumerate(directions)]
+                name = f"  only control {i + 1} of {len(at)}"
+                tests.append(self._taylor_test(name, at, alone, slopes[i], value, noise))
+        return tests
+
+    def _taylor_test(
+        self, where: str, at: list[Any], directions: list[Any], slope: float, value: float, noise: float
+    ) -> Test:
+        remainders: dict[float, float] = {}
+
+        def test(largest: float) -> Test:
+            steps = [largest / 2**i for i in range(4)]
+            for step in steps:
+                if step not in remainders:
+                    remainders[step] = abs(self.evaluate(moved(at, directions, step)) - value - step * slope)
+            return classify(Test(where, value, slope, steps, [remainders[step] for step in steps], None, "", ""), noise)
+
+        best = test(STEP)
+        factor = FACTOR if best.outcome == NOT_SHOWN else 1 / FACTOR
+        for _ in range(2):
+            if best.outcome == RIGHT:
+                break
+            other = test(best.steps[0] * factor)
+            if factor < 1 and other.outcome == NOT_SHOWN:
+                break  # steps that are too small say nothing
+            best = other
+        return best
+
+
+def classify(test: Test, noise: float) -> Test:
+    """The test with its order and outcome."""
+    steps, remainders = test.steps, test.remainders
+    if not all(math.isfinite(number) for number in (*remainders, test.value, test.slope)):
+        return replace(test, outcome=NOT_SHOWN, why="J or its derivative is not finite")
+    changes = [step * abs(test.slope) for step in steps]
+    rounding = 4 * np.finfo(float).eps * (abs(test.value) + changes[0] + remainders[0])
+    floor = ABOVE_NOISE * max(noise, rounding)
+    if changes[-1] > floor and all(remainder <= LINEAR * change for remainder, change in zip(remainders, changes)):
+        return replace(test, outcome=RIGHT, why="J is linear there, and changes as the gradient says")
+    if min(remainders) <= floor:
+        if changes[-1] > floor:
+            return replace(test, outcome=NOT_SHOWN, why="the noise of J is as large as the remainders")
+        return replace(test, outcome=NOT_SHOWN, why="J does not change by more than its noise")
+    order = min(math.log2(larger / smaller) for larger, smaller in zip(remainders, remainders[1:]))
+    return replace(
+        test, order=order, outcome=RIGHT if order > ORDER else WRONG, why=f"the Taylor test has order {order:.2f}"
+    )
+
+
+def judge(report: Report) -> tuple[str, str]:
+    """The verdict, and why."""
+    tolerance = max(SAME, ABOVE_NOISE * (report.noise or 0))
+    wrong = [test for test in report.tests if test.outcome == WRONG]
+    if wrong:
+        return WRONG, f"{wrong[0].why} at the {wrong[0].where}, below {ORDER}"
+    for name, difference in report.differences.items():
+        if not difference <= tolerance:
+            return WRONG, f"the {name} differs by {difference:.1e} of its size"
+    unclear = [test for test in report.tests if test.outcome == NOT_SHOWN]
+    if unclear:
+        return NOT_SHOWN, f"{unclear[0].why} at the {unclear[0].where}"
+    reasons = dict.fromkeys(test.why for test in report.tests)
+    return RIGHT, f"{' and '.join(reasons)}, and the gradient at the first control is the same again"
+
+
+def moved(controls: list[Any], directions: list[Any], step: float) -> list[Any]:
+    return [control._ad_add(direction._ad_mul(step)) for control, direction in zip(controls, directions)]
+
+
+def values(of: Any) -> Any:
+    """The entries of a control or derivative as an array: those of this rank, or all if it is not distributed."""
+    try:
+        return of._ad_to_petsc().array.copy()
+    except (AttributeError, NotImplementedError):  # a number, or an array of numbers
+        return np.array(of._ad_to_list(of) if hasattr(of, "_ad_to_list") else [of])
+
+
+def with_values(like: Any, array: Any) -> Any:
+    """A new object of that kind with these entries."""
+    made = like._ad_copy()
+    try:
+        vec = made._ad_to_petsc()
+    except NotImplementedError:
+        return made._ad_assign_numpy(made, array, 0)[0]
+    vec.array[:] = array
+    made._ad_from_petsc(vec)
+    return made
+
+
+def smooth(control: Any, random: np.random.Generator, tests: Tests) -> Any:
+    """A direction for a control: smooth and the same on any number of ranks where its space allows that."""
+    import firedrake as fd
+
+    if isinstance(control, fd.Cofunction):
+        V = control.function_space().dual()
+        form = fd.inner(smooth(fd.Function(V), random, tests), fd.TestFunction(V)) * fd.dx
+        return tests.scaled(fd.assemble(form), control)
+    if not isinstance(control, fd.Function):
+        array = values(control)
+        return tests.scaled(with_values(control, random.uniform(-1, 1, array.shape)), control)
+    direction = fd.Function(control.function_space())
+    for part, like in zip(direction.subfunctions, control.subfunctions):
+        fill(part, random, tests.comm.rank)
+        part.assign(tests.scaled(part, like))
+    return direction
+
+
+def fill(part: Any, random: np.random.Generator, rank: int) -> None:
+    """Give a Function in a space that is not mixed a few waves as values, or random ones if it has no interpolation."""
+    import firedrake as fd
+
+    V = part.function_space()
+    shape = V.value_shape
+    if V.ufl_element().family() == "Real":
+        part.assign(with_values(part, random.uniform(0.5, 1, values(part).shape)))
+        return
+    x = fd.SpatialCoordinate(V.mesh())
+    coordinates = V.mesh().coordinates._ad_to_petsc()
+    length = coordinates.max()[1] - coordinates.min()[1] or 1.0
+
+    def wave() -> Any:
+        frequencies = random.uniform(-1, 1, len(x)) * 2 * math.pi / length
+        phase, amplitude = random.uniform(0, 2 * math.pi), random.uniform(0.5, 1)
+        return fd.Constant(amplitude) * fd.sin(fd.dot(fd.Constant(frequencies), x) + fd.Constant(phase))
+
+    components = [sum(wave() for _ in range(3)) for _ in range(math.prod(shape))]
+    expression = (
+        fd.as_tensor(np.reshape(np.array(components, dtype=object), shape).tolist()) if shape else components[0]
+    )
+    try:
+        part.interpolate(expression)
+    except Exception:  # not all elements have an interpolation
+        random = np.random.default_rng([rank, int(random.integers(1 << 30))])
+        part.assign(with_values(part, random.uniform(-1, 1, values(part).shape)))
+
+
+def max_of_two(one: float, other: float) -> float:
+    """Of all ranks: NaN if one of them has that."""
+    return math.nan if math.isnan(one) or math.isnan(other) else max(one, other)
+
+
+def comm_of(functional: Any) -> "MPI.Intracomm":
+    """The communicator of a functional."""
+    from mpi4py import MPI
+
+    ensemble = getattr(functional, "ensemble", None)
+    if ensemble is not None:
+        return ensemble.global_comm
+    comms = [getattr(control.control, "comm", None) for control in functional.controls]
+    checkpointer = getattr(functional.tape, "_package_data", {}).get("firedrake")
+    return next((comm for comm in (*comms, getattr(checkpointer, "comm", None)) if comm is not None), MPI.COMM_WORLD)
+
+
+def job_end() -> float | None:
+    """When the scheduler ends this job, if it says so."""
+    try:
+        return float(os.environ["SLURM_JOB_END_TIME"])
+    except (KeyError, ValueError):
+        return None
+
+
+def as_json(report: Report) -> str:
+    return json.dumps(asdict(report), indent=4)
+
+
+def as_text(report: Report) -> str:
+    lines = []
+    if report.tests:
+        lines.append(f"{'':24}{'J':>16}{'slope':>12}{'smallest step':>15}{'remainder':>11}{'order':>7}")
+    for test in report.tests:
+        order = "" if test.order is None else f"{test.order:.2f}"
+        lines.append(
+            f"{test.where:24}{test.value:16.8e}{test.slope:12.2e}{test.steps[-1]:15.1e}"
+            f"{test.relative_remainder:11.1e}{order:>7}"
+        )
+    if report.tests:
+        lines.append(f"noise of J: {report.noise:.1e}")
+        lines += [f"{name}: differs by {difference:.1e}" for name, difference in report.differences.items()]
+    lines.append(f"{report.verdict}: {report.why}")
+    lines += [f"known fault: {fault}" for fault in report.known_faults]
+    return "\n".join(lines)
