@@ -1,4 +1,4 @@
-"""Adjoint checkpoints on node-local disks: run a script on localckpt, verify its gradient, examine machine and disks."""
+"""Adjoint checkpoints on node-local disks: run a script on localckpt, verify its gradient, examine disks."""
 
 import argparse
 import os

@@ -20,16 +20,18 @@ if TYPE_CHECKING:
     from localckpt.adjoint.derivatives import Request
 
 # Steps and distances are relative to the largest entry of each control.
-STEP = 8e-3  # the largest of the first four steps; others are larger or smaller by powers of FACTOR
-FACTOR = 8
-LARGEST_STEP = STEP * FACTOR**2  # all steps up to this one stay within the bounds
+PROBE = 1e-3  # the step that says which steps to take
+TARGET = 1e-4  # the remainder to aim at, at the smallest step, relative to the change of J that the gradient predicts
+HALVINGS = 3  # from the largest step to the smallest
+FACTOR = 8  # between these steps and others, if these say nothing
+LARGEST_STEP = 0.512  # all steps up to this one stay within the bounds
 HAIR = 1e-9  # a step whose remainder can only be noise
 AWAY = 0.03  # from the first control to the second
 ORDER = 1.9  # of the remainders, at least, if the gradient is right
 LINEAR = 1e-6  # remainders as small as this, relative to the change of J, need no order
 ABOVE_NOISE = 100  # times the noise: remainders that count
 SAME = 1e-6  # relative difference of two gradients that are the same
-EVALUATIONS, GRADIENTS = 13, 4  # if no step must be adjusted
+EVALUATIONS, GRADIENTS = 15, 4  # more if an order is too low at first
 
 RIGHT, WRONG, NOT_SHOWN, NOT_REACHED, FAILED = "right", "wrong", "not shown", "not reached", "failed"
 STATUS = {RIGHT: 0, WRONG: 1, NOT_SHOWN: 1, NOT_REACHED: 3, FAILED: 3}
@@ -111,6 +113,8 @@ class Report:
     tests : list of Test
     differences : dict
         Of gradients and values that should be the same, relative to their size.
+    without_effect : list of int
+        The controls, counted from 1, in which the gradient is zero.
     known_faults : list of str
         Of installed packages.
     """
@@ -120,6 +124,7 @@ class Report:
     noise: float | None = None
     tests: list[Test] = field(default_factory=list)
     differences: dict[str, float] = field(default_factory=dict)
+    without_effect: list[int] = field(default_factory=list)
     known_faults: list[str] = field(default_factory=list)
 
 
@@ -181,7 +186,7 @@ class Command:
             comm = comm_of(request.functional)
             try:
                 with stop_annotating():
-                    report = Tests(request, comm, self.within).report()
+                    report = GradientTests(request, comm, self.within).report()
             except Exception as exc:
                 traceback.print_exc()
                 report = Report(FAILED, f"the tests ended with {type(exc).__name__}: {exc}")
@@ -206,7 +211,7 @@ class TooLong(Exception):
     """The tests would take longer than there is time."""
 
 
-class Tests:
+class GradientTests:
     """The tests of one gradient.
 
     Parameters
@@ -255,6 +260,7 @@ class Tests:
         self._check_time(evaluated - start, time.monotonic() - evaluated)
         directions, slopes = self._directions(first, gradient, seed=1)
         slope = sum(slopes)
+        report.without_effect = [i + 1 for i, one in enumerate(slopes) if one == 0]
         noise = max(
             4 * np.finfo(float).eps * abs(value),
             abs(self.evaluate(first) - value),
@@ -388,23 +394,42 @@ class Tests:
     ) -> Test:
         remainders: dict[float, float] = {}
 
-        def test(largest: float) -> Test:
-            steps = [largest / 2**i for i in range(4)]
-            for step in steps:
-                if step not in remainders:
-                    remainders[step] = abs(self.evaluate(moved(at, directions, step)) - value - step * slope)
-            return classify(Test(where, value, slope, steps, [remainders[step] for step in steps], None, "", ""), noise)
+        def remainder(step: float) -> float:
+            if step not in remainders:
+                remainders[step] = abs(self.evaluate(moved(at, directions, step)) - value - step * slope)
+            return remainders[step]
 
-        best = test(STEP)
-        factor = FACTOR if best.outcome == NOT_SHOWN else 1 / FACTOR
-        for _ in range(2):
-            if best.outcome == RIGHT:
-                break
-            other = test(best.steps[0] * factor)
-            if factor < 1 and other.outcome == NOT_SHOWN:
-                break  # steps that are too small say nothing
-            best = other
+        def test(smallest: float) -> Test:
+            steps = [smallest * 2**i for i in range(HALVINGS, -1, -1)]
+            return classify(Test(where, value, slope, steps, [remainder(step) for step in steps], None, "", ""), noise)
+
+        smallest = PROBE * 2.0 ** scale_of_steps(remainder(PROBE), value, slope, noise)
+        best = test(smallest)
+        if best.outcome == WRONG:  # steps may be so large that other terms than the second one count
+            finer = test(smallest / FACTOR)
+            return best if finer.outcome == NOT_SHOWN else finer
+        if best.outcome == NOT_SHOWN and best.steps[0] * FACTOR <= LARGEST_STEP:
+            return test(smallest * FACTOR)
         return best
+
+
+def floor_of_remainders(remainder: float, change: float, value: float, noise: float) -> float:
+    """The remainder of a step that can be told from noise."""
+    rounding = 4 * np.finfo(float).eps * (abs(value) + change + remainder)
+    return ABOVE_NOISE * max(noise, rounding)
+
+
+def scale_of_steps(remainder: float, value: float, slope: float, noise: float) -> int:
+    """The smallest step, as a power of two times ``PROBE``: small, but with remainders above the noise."""
+    change = PROBE * abs(slope)
+    largest = int(math.log2(LARGEST_STEP / PROBE)) - HALVINGS
+    if not math.isfinite(remainder + change):
+        return 0
+    floor = floor_of_remainders(remainder, change, value, noise)
+    if remainder <= floor / 2**largest:
+        return largest
+    scale = max(math.sqrt(4 * floor / remainder), TARGET * change / remainder)  # the remainder is quadratic in the step
+    return min(max(math.ceil(math.log2(scale)), -10), largest)
 
 
 def classify(test: Test, noise: float) -> Test:
@@ -413,10 +438,9 @@ def classify(test: Test, noise: float) -> Test:
     if not all(math.isfinite(number) for number in (*remainders, test.value, test.slope)):
         return replace(test, outcome=NOT_SHOWN, why="J or its derivative is not finite")
     changes = [step * abs(test.slope) for step in steps]
-    rounding = 4 * np.finfo(float).eps * (abs(test.value) + changes[0] + remainders[0])
-    floor = ABOVE_NOISE * max(noise, rounding)
+    floor = floor_of_remainders(remainders[0], changes[0], test.value, noise)
     if changes[-1] > floor and all(remainder <= LINEAR * change for remainder, change in zip(remainders, changes)):
-        return replace(test, outcome=RIGHT, why="J is linear there, and changes as the gradient says")
+        return replace(test, outcome=RIGHT, why="J is linear and changes as the gradient says")
     if min(remainders) <= floor:
         if changes[-1] > floor:
             return replace(test, outcome=NOT_SHOWN, why="the noise of J is as large as the remainders")
@@ -429,6 +453,8 @@ def classify(test: Test, noise: float) -> Test:
 
 def judge(report: Report) -> tuple[str, str]:
     """The verdict, and why."""
+    if not all(math.isfinite(test.value + test.slope) for test in report.tests):
+        return NOT_SHOWN, "J or its derivative is not finite"
     tolerance = max(SAME, ABOVE_NOISE * (report.noise or 0))
     wrong = [test for test in report.tests if test.outcome == WRONG]
     if wrong:
@@ -439,8 +465,11 @@ def judge(report: Report) -> tuple[str, str]:
     unclear = [test for test in report.tests if test.outcome == NOT_SHOWN]
     if unclear:
         return NOT_SHOWN, f"{unclear[0].why} at the {unclear[0].where}"
-    reasons = dict.fromkeys(test.why for test in report.tests)
-    return RIGHT, f"{' and '.join(reasons)}, and the gradient at the first control is the same again"
+    why = f"{report.tests[0].why} at the first control, {report.tests[-1].why} at the second"
+    why += ", and the gradient at the first is the same again"
+    if report.without_effect:
+        why += f"; it is zero in control {', '.join(map(str, report.without_effect))}"
+    return RIGHT, why
 
 
 def moved(controls: list[Any], directions: list[Any], step: float) -> list[Any]:
@@ -467,14 +496,10 @@ def with_values(like: Any, array: Any) -> Any:
     return made
 
 
-def smooth(control: Any, random: np.random.Generator, tests: Tests) -> Any:
+def smooth(control: Any, random: np.random.Generator, tests: GradientTests) -> Any:
     """A direction for a control: smooth and the same on any number of ranks where its space allows that."""
     import firedrake as fd
 
-    if isinstance(control, fd.Cofunction):
-        V = control.function_space().dual()
-        form = fd.inner(smooth(fd.Function(V), random, tests), fd.TestFunction(V)) * fd.dx
-        return tests.scaled(fd.assemble(form), control)
     if not isinstance(control, fd.Function):
         array = values(control)
         return tests.scaled(with_values(control, random.uniform(-1, 1, array.shape)), control)
