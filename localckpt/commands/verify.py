@@ -180,13 +180,10 @@ class Command:
         if self._running:  # one of the derivatives that the tests compute
             return
         if self.report is None:
-            from pyadjoint import stop_annotating
-
             self._running = True
             comm = comm_of(request.functional)
             try:
-                with stop_annotating():
-                    report = GradientTests(request, comm, self.within).report()
+                report = GradientTests(request, comm, self.within).report()
             except Exception as exc:
                 traceback.print_exc()
                 report = Report(FAILED, f"the tests ended with {type(exc).__name__}: {exc}")
@@ -233,9 +230,12 @@ class GradientTests:
 
     def report(self) -> Report:
         """Make all tests."""
+        from pyadjoint import stop_annotating
+
         report = Report(RIGHT, "")
         try:
-            self._test(report)
+            with stop_annotating():
+                self._test(report)
         except TooLong as exc:
             report.verdict, report.why = NOT_SHOWN, str(exc)
         else:
@@ -347,13 +347,19 @@ class GradientTests:
         for i, (control, bounds) in enumerate(zip(controls, self.bounds)):
             direction = self._within(bounds, control, smooth(control, np.random.default_rng([seed, i]), self))
             directions.append(direction if i in derived else direction._ad_mul(0.0))
-            slopes.append(float(self.comm.bcast(float(np.real(directions[i]._ad_dot(gradient[i]))))))
+            slopes.append(self._slope(directions[i], gradient[i]))
         least = min((abs(slope) for slope in slopes if slope), default=0.0)
         weights = [max(least / abs(slope), 1e-2) if slope else 1.0 for slope in slopes]
         return (
             [direction._ad_mul(weight) for direction, weight in zip(directions, weights)],
             [weight * slope for weight, slope in zip(weights, slopes)],
         )
+
+    def _slope(self, direction: Any, derivative: Any) -> float:
+        slope = float(np.real(direction._ad_dot(derivative)))
+        if not getattr(self.functional, "scatter_control", True):  # each member of the ensemble has its own control
+            slope = self.functional.ensemble.ensemble_comm.allreduce(slope)
+        return self.comm.bcast(slope)
 
     def scaled(self, direction: Any, like: Any) -> Any:
         """With a largest entry as that of another, unless one of them is zero."""
