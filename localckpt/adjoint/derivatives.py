@@ -61,9 +61,10 @@ def init_optimization_problem(original: Callable[..., None], self: Any, *args: A
 
 def serialise_bounds(original: Callable[..., Any], functional: Any, bounds: Any) -> Any:
     """Note the bounds that ``minimize`` was given: ``(lower, upper)``, or lists of these for several controls."""
-    lower, upper = ([one] if len(functional.controls) == 1 and not isinstance(one, list) else one for one in bounds)
+    serialised = original(functional, bounds)  # raises an exception if they are none
+    lower, upper = (one if isinstance(one, (list, tuple)) else [one] for one in bounds)
     _bounds.append((getattr(functional, "rf", functional), list(zip(lower, upper))))
-    return original(functional, bounds)
+    return serialised
 
 
 def add_block(original: Callable[..., int], self: Any, block: Any) -> int:

@@ -14,7 +14,14 @@ def test_help_explains_the_exit_status(run, command):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["bench", "--timestep", "0"], ["bench", "--seconds", "soon"], ["verify", "--within", "soon"], ["doctor", "--loud"]], ids=" ".join
+    "arguments",
+    [
+        ["bench", "--timestep", "0"],
+        ["bench", "--seconds", "soon"],
+        ["verify", "--within", "soon"],
+        ["doctor", "--loud"],
+    ],
+    ids=" ".join,
 )
 def test_a_wrong_argument_is_status_2(run, arguments):
     done = run(*arguments)

@@ -177,6 +177,15 @@ def test_script_without_a_derivative(ending, ranks, verify):
     assert (status, report["verdict"]) == (3, "not reached")
 
 
+def test_last_words_of_a_script_are_printed(verify):
+    status, _, done = verify("import sys; sys.exit('no mesh')\n")
+    assert status == 3 and "no mesh" in done.stderr.splitlines()
+
+
+def test_without_firedrake(run, missing):
+    assert run("verify", "-m", "this", **missing("firedrake")).returncode == 3
+
+
 def test_script_that_fails(verify):
     status, report, done = verify("raise LookupError('nothing there')\n")
     assert (status, report["verdict"]) == (3, "failed")
@@ -214,7 +223,7 @@ def test_verdict_stands_if_the_script_catches_even_that(verify):
 
 @pytest.mark.parametrize(
     "options, variables",
-    [(["--within", "1e-6"], {}), ([], {"SLURM_JOB_END_TIME": "12345"})],
+    [(["--within", "0"], {}), ([], {"SLURM_JOB_END_TIME": "12345"})],
     ids=["within", "end of the job"],
 )
 @pytest.mark.parametrize("ranks", [0, 2])
