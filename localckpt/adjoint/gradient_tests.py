@@ -27,7 +27,7 @@ ORDER = 1.9  # of the remainders, at least, if the gradient is right
 LINEAR = 1e-6  # remainders as small as this, relative to the change of J, need no order
 ABOVE_NOISE = 100  # times the noise: remainders that count
 SAME = 1e-6  # relative difference of two gradients that are the same
-EVALUATIONS, GRADIENTS = 15, 4  # more if an order is too low at first
+EVALUATIONS, GRADIENTS = 16, 4  # more if an order is too low at first
 
 RIGHT, WRONG, NOT_SHOWN = "right", "wrong", "not shown"
 
@@ -81,10 +81,10 @@ class Report:
     why : str
         In words.
     noise : float or None
-        Of J, relative to it; None if it was not measured.
+        Of J; None if it was not measured.
     tests : list of Test
     differences : dict
-        Of gradients and values that should be the same, relative to their size.
+        Of gradients and values that should be the same, relative to their size at both controls.
     without_effect : list of int
         The controls, counted from 1, in which the gradient is zero.
     known_faults : list of str
@@ -157,28 +157,35 @@ class GradientTests:
         measured = (EVALUATIONS - 1) * (evaluated - start) + (GRADIENTS - 2) * (time.monotonic() - evaluated)
         self._require_time(self.comm.bcast(measured))
         directions, slopes = self._balanced(self._directions(first, seed=1), gradient)
-        slope = sum(slopes)
-        report.without_effect = [i + 1 for i, one in enumerate(slopes) if one == 0]
-        noise = max(
-            4 * np.finfo(float).eps * abs(value),
-            abs(self.evaluate(first) - value),
-            abs(self.evaluate(moved(first, directions, HAIR)) - value - HAIR * slope),
-        )
-        report.noise = relative_noise = noise / abs(value) if value else noise
+        report.without_effect = [i + 1 for i, slope in enumerate(slopes) if slope == 0]
+        repeated = abs(self.evaluate(first) - value)
+        noise = max(repeated, self._noise(first, directions, sum(slopes), value))
         report.tests += self._taylor("first control", first, directions, slopes, value, noise)
+
         second = moved(first, self._directions(first, seed=2), AWAY)
         there = self.evaluate(second)
-        directions, slopes = self._balanced(self._directions(second, seed=3), self.gradient())
-        report.tests += self._taylor(
-            "second control", second, directions, slopes, there, max(noise, relative_noise * abs(there))
-        )
+        gradient_there = self.gradient()
+        directions, slopes = self._balanced(self._directions(second, seed=3), gradient_there)
+        report.noise = noise = max(noise, self._noise(second, directions, sum(slopes), there))
+        report.tests += self._taylor("second control", second, directions, slopes, there, noise)
+
         again = self.evaluate(first)
-        report.differences["J at the first control again"] = abs(again - value) / (abs(value) or 1)
-        report.differences["gradient at the first control again"] = self._difference(self.gradient(), gradient)
+        size = max(abs(value), abs(there)) or 1.0
+        report.differences["J at the first control again"] = abs(again - value) / size
+        report.differences["gradient at the first control again"] = self._difference(
+            self.gradient(), gradient, gradient_there
+        )
         if as_recorded and recorded is not None:
-            report.differences["J as recorded"] = abs(recorded - value) / (abs(value) or 1)
+            report.differences["J as recorded"] = abs(recorded - value) / size
         if as_recorded:
-            report.differences["gradient before any evaluation"] = self._difference(recorded_gradient, gradient)
+            report.differences["gradient before any evaluation"] = self._difference(
+                recorded_gradient, gradient, gradient_there
+            )
+
+    def _noise(self, at: list[Any], directions: list[Any], slope: float, value: float) -> float:
+        """The remainder of a tiny step."""
+        remainder = abs(self.evaluate(moved(at, directions, HAIR)) - value - HAIR * slope)
+        return max(remainder, 4 * np.finfo(float).eps * abs(value))
 
     def _require_time_of_recording(self) -> None:
         seconds = self.comm.bcast((EVALUATIONS + 2 * GRADIENTS) * self.recording)
@@ -221,9 +228,10 @@ class GradientTests:
         parts = found if isinstance(found, (list, tuple)) else [found]
         return [part._ad_copy() if hasattr(part, "_ad_copy") else part for part in parts]
 
-    def _difference(self, one: list[Any], other: list[Any]) -> float:
-        """The largest difference of two gradients, in any control, relative to the largest entry there."""
-        return max(self._largest(values(a) - values(b)) / (self._largest(values(b)) or 1) for a, b in zip(one, other))
+    def _difference(self, one: list[Any], other: list[Any], elsewhere: list[Any]) -> float:
+        """The largest difference of two gradients, in any control, relative to the largest entry there or elsewhere."""
+        sizes = [max(self._largest(values(b)), self._largest(values(c))) or 1.0 for b, c in zip(other, elsewhere)]
+        return max(self._largest(values(a) - values(b)) / size for a, b, size in zip(one, other, sizes))
 
     def _largest(self, array: Any) -> float:
         return self.comm.allreduce(float(np.max(np.abs(array), initial=0.0)), max_of_two)
@@ -349,7 +357,7 @@ def classify(test: Test, noise: float) -> Test:
         return replace(test, outcome=NOT_SHOWN, why="J does not change by more than its noise")
     order = min(math.log2(larger / smaller) for larger, smaller in zip(remainders, remainders[1:]))
     return replace(
-        test, order=order, outcome=RIGHT if order > ORDER else WRONG, why=f"the Taylor test has order {order:.2f}"
+        test, order=order, outcome=RIGHT if order > ORDER else WRONG, why=f"a Taylor test of order {order:.2f}"
     )
 
 
@@ -357,7 +365,8 @@ def judge(report: Report) -> tuple[str, str]:
     """The verdict, and why: right only if a test has shown it at each of the two controls."""
     if not all(math.isfinite(test.value + test.slope) for test in report.tests):
         return NOT_SHOWN, "J or its derivative is not finite"
-    tolerance = max(SAME, ABOVE_NOISE * (report.noise or 0))
+    size = max(abs(test.value) for test in report.tests)
+    tolerance = max(SAME, ABOVE_NOISE * (report.noise or 0) / size) if size else SAME
     wrong = [test for test in report.tests if test.outcome == WRONG]
     if wrong:
         return WRONG, f"{wrong[0].why} at the {wrong[0].where}, below {ORDER}"
@@ -370,9 +379,9 @@ def judge(report: Report) -> tuple[str, str]:
     if report.tests[-1].relative_remainder > 1:
         return NOT_SHOWN, "the derivative at the second control is too small to be tested"
     why = f"{report.tests[0].why} at the first control, {report.tests[-1].why} at the second"
-    why += ", and the gradient at the first is the same again"
+    why += ", and the same gradient again at the first"
     if report.without_effect:
-        why += f"; it is zero in control {', '.join(map(str, report.without_effect))}"
+        why += f"; the gradient is zero in control {', '.join(map(str, report.without_effect))}"
     return RIGHT, why
 
 

@@ -128,9 +128,9 @@ def test_text_is_a_plan_a_table_and_a_verdict(run, tmp_path):
     done = run("verify", script)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
-    assert lines[0].startswith("localckpt verify: 15 evaluations and 4 gradients, ")
+    assert lines[0].startswith("localckpt verify: 16 evaluations and 4 gradients, ")
     assert lines[2].startswith("first control") and lines[2].endswith("2.00")
-    assert lines[-1].startswith("right: the Taylor test has order 2.00")
+    assert lines[-1].startswith("right: a Taylor test of order 2.00")
 
 
 OPTIMISERS = {
