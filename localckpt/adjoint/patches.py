@@ -1,4 +1,4 @@
-"""Every place in Firedrake that localckpt replaces: one table, installed and taken back in one place.
+"""Every place in Firedrake and pyadjoint that localckpt replaces: one table, installed and taken back in one place.
 
 Firedrake makes all checkpoints for a checkpointer of its own. With these patches it asks whose tape is saving
 (:mod:`localckpt.adjoint.saving`): the tapes of localckpt's checkpointers get localckpt's checkpoints, and tapes
@@ -18,6 +18,7 @@ from typing import Any
 
 from firedrake.adjoint_utils import checkpointing as firedrakes
 
+from localckpt.adjoint import derivatives
 from localckpt.adjoint.checkpointer import DiskCheckpointer
 from localckpt.adjoint.checkpoints import EnsembleCheckpoint, LocalCheckpoint, MeshCheckpoint
 from localckpt.adjoint.saving import begin_saving, current_checkpointer, end_saving
@@ -147,7 +148,7 @@ checkpointable_mesh = around(make_checkpointable_mesh)(firedrakes.checkpointable
 
 @dataclass(frozen=True)
 class Patch:
-    """One attribute of Firedrake's that localckpt replaces.
+    """One attribute of Firedrake's or pyadjoint's that localckpt replaces.
 
     Attributes
     ----------
@@ -186,6 +187,7 @@ class Patch:
 CHECKPOINTING = "firedrake.adjoint_utils.checkpointing"
 MESH = "firedrake.adjoint_utils.mesh:MeshGeometryMixin"
 ENSEMBLE_FUNCTION = "firedrake.adjoint_utils.ensemble_function:EnsembleFunctionMixin"
+OPTIMIZATION = "pyadjoint.optimization"
 
 # For each feature, what it needs. Firedrake is searched for a feature's places, and they are replaced, only when the
 # feature is asked for.
@@ -274,6 +276,39 @@ PATCHES = {
                 "leaves no file",
             )
             for module in (CHECKPOINTING, "firedrake.adjoint_utils")
+        ),
+    ],
+    # python -m localckpt verify: it tests the gradient where a script computes its first derivative.
+    "verify": [
+        *(
+            Patch(
+                owner,
+                "derivative",
+                around(derivatives.derivative),
+                "stops there, whichever optimiser or driver has called it",
+            )
+            for owner in (
+                "pyadjoint.reduced_functional:ReducedFunctional",
+                "firedrake.adjoint.ensemble_reduced_functional:EnsembleReducedFunctional",
+            )
+        ),
+        Patch(
+            f"{OPTIMIZATION}.optimization_problem:OptimizationProblem",
+            "__init__",
+            around(derivatives.init_optimization_problem),
+            "TAO, ROL and IPOPT have the bounds from it",
+        ),
+        Patch(
+            f"{OPTIMIZATION}.optimization",
+            "serialise_bounds",
+            around(derivatives.serialise_bounds),
+            "minimize gives its bounds to it",
+        ),
+        Patch(
+            "pyadjoint.tape:Tape",
+            "add_block",
+            around(derivatives.add_block),
+            "measures how long the recording takes",
         ),
     ],
 }

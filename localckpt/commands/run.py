@@ -17,45 +17,59 @@ def add_parser(commands: Any) -> None:
         "enable_disk_checkpointing stored by localckpt.",
         epilog="Exit status: that of the script.",
     )
-    parser.add_argument("-m", dest="module", action="store_true", help="the target is a module")
-    parser.add_argument("target", help="a script or module that uses Firedrake's enable_disk_checkpointing")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the script, PETSc options among them")
+    add_target(parser)
     parser.set_defaults(main=main)
 
 
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say what to run."""
+    parser.add_argument("-m", dest="module", action="store_true", help="the target is a module")
+    parser.add_argument("target", help="a script or module that uses Firedrake's enable_disk_checkpointing")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the script, PETSc options among them")
+
+
 def main(options: argparse.Namespace) -> int:
+    status = prepare(options, "run")
+    if status == 0:
+        execute(options)
+    return status
+
+
+def prepare(options: argparse.Namespace, command: str) -> int:
+    """Give the target its arguments and its path: 0, or Python's exit status if it is missing, after a message."""
     target = options.target
     sys.argv = [target, *options.arguments]  # PETSc reads its options from here
     sys.path[0] = os.getcwd() if options.module else os.path.dirname(os.path.abspath(target))
-    status = check_module(target) if options.module else check_script(target)
-    if status:
-        return status
+    return check_module(target, command) if options.module else check_script(target, command)
+
+
+def execute(options: argparse.Namespace) -> None:
+    """Run the target on localckpt."""
     from localckpt.adjoint import patches
 
     patches.install("run")
     if options.module:
-        runpy.run_module(target, run_name="__main__", alter_sys=True)
+        runpy.run_module(options.target, run_name="__main__", alter_sys=True)
     else:
-        runpy.run_path(target, run_name="__main__")
-    return 0
+        runpy.run_path(options.target, run_name="__main__")
 
 
-def check_module(name: str) -> int:
+def check_module(name: str, command: str) -> int:
     """The exit status of ``python -m`` for a missing module, after its message, or 0."""
     package = name.partition(".")[0]
     if find_spec(package) is not None:
         return 0
-    print(f"localckpt run: No module named {package}", file=sys.stderr)
+    print(f"localckpt {command}: No module named {package}", file=sys.stderr)
     return 1
 
 
-def check_script(path: str) -> int:
+def check_script(path: str, command: str) -> int:
     """The exit status of ``python`` for a script that cannot be opened, after its message, or 0."""
     try:
         if not os.path.isdir(path):  # Python runs the __main__.py in a directory
             open(path, "rb").close()
     except OSError as exc:
         reason = f"[Errno {exc.errno}] {exc.strerror}"
-        print(f"localckpt run: can't open file {os.path.abspath(path)!r}: {reason}", file=sys.stderr)
+        print(f"localckpt {command}: can't open file {os.path.abspath(path)!r}: {reason}", file=sys.stderr)
         return 2
     return 0

@@ -44,3 +44,16 @@ def missing(tmp_path):
         return {"PYTHONPATH": os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")])}
 
     return hide
+
+
+@pytest.fixture
+def claimed(tmp_path):
+    """claimed(name, version): environment variables with which that version of a package seems to be installed."""
+
+    def claim(name, version):
+        directory = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
+        directory.mkdir()
+        (directory / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        return {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+
+    return claim

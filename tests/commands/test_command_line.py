@@ -7,14 +7,21 @@ import pytest
 import localckpt
 
 
-@pytest.mark.parametrize("command", ["run", "bench", "doctor", "clean"])
+@pytest.mark.parametrize("command", ["run", "verify", "bench", "doctor", "clean"])
 def test_help_explains_the_exit_status(run, command):
     done = run(command, "--help")
     assert done.returncode == 0 and "Exit status" in done.stdout
 
 
 @pytest.mark.parametrize(
-    "arguments", [["bench", "--timestep", "0"], ["bench", "--seconds", "soon"], ["doctor", "--loud"]], ids=" ".join
+    "arguments",
+    [
+        ["bench", "--timestep", "0"],
+        ["bench", "--seconds", "soon"],
+        ["verify", "--within", "soon"],
+        ["doctor", "--loud"],
+    ],
+    ids=" ".join,
 )
 def test_a_wrong_argument_is_status_2(run, arguments):
     done = run(*arguments)

@@ -38,19 +38,6 @@ def test_works_without_firedrake(run, missing):
     assert "VecFile" in done.stdout and done.stderr == ""
 
 
-@pytest.fixture
-def claimed(tmp_path):
-    """claimed(name, version): environment variables with which that version of a package seems to be installed."""
-
-    def claim(name, version):
-        directory = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
-        directory.mkdir()
-        (directory / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        return {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-
-    return claim
-
-
 def test_says_nothing_of_versions_that_were_tried(run):
     assert "versions" not in findings(run("doctor", "--json"))
 
