@@ -425,8 +425,9 @@ def fill(part: Any, random: np.random.Generator, rank: int) -> None:
     """Give a Function in a space that is not mixed a few waves as values, or random ones if it has no interpolation."""
     V = part.function_space()
     shape = V.value_shape
+    own = np.random.default_rng(int(random.integers(1 << 30)))  # ranks may have different numbers of entries
     if V.ufl_element().family() == "Real":
-        part.assign(with_values(part, random.uniform(0.5, 1, values(part).shape)))
+        part.assign(with_values(part, own.uniform(0.5, 1, values(part).shape)))
         return
     x = fd.SpatialCoordinate(V.mesh())
     coordinates = V.mesh().coordinates._ad_to_petsc()
@@ -444,8 +445,8 @@ def fill(part: Any, random: np.random.Generator, rank: int) -> None:
     try:
         part.interpolate(expression)
     except Exception:  # not all elements have an interpolation
-        random = np.random.default_rng([rank, int(random.integers(1 << 30))])
-        part.assign(with_values(part, random.uniform(-1, 1, values(part).shape)))
+        own = np.random.default_rng([rank, int(own.integers(1 << 30))])
+        part.assign(with_values(part, own.uniform(-1, 1, values(part).shape)))
 
 
 def max_of_two(one: float, other: float) -> float:

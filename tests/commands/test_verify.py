@@ -107,6 +107,40 @@ def test_known_wrong_gradient(case, first, schedule, verify):
     assert orders(report) == pytest.approx([first, 1], abs=0.1)
 
 
+# A state of one timestep is used again in a later one. With schedules that compute steps again, pyadjoint-ad 2026.10.0
+# has a wrong gradient at other controls than the recorded one.
+USED_AGAIN = """
+import sys
+from firedrake import *
+from firedrake.adjoint import *
+from checkpoint_schedules import Revolve, SingleMemoryStorageSchedule
+
+continue_annotation()
+get_working_tape().enable_checkpointing(eval(sys.argv[1]))
+V = FunctionSpace(UnitSquareMesh(4, 4), "CG", 1)
+x, y = SpatialCoordinate(V.mesh())
+c = Function(V).interpolate(1 + x * y)
+u, before, kept, v = Function(V), Function(V), Function(V), TestFunction(V)
+F = (8 * (u - before) + u**3 - c) * v * dx
+solver = NonlinearVariationalSolver(NonlinearVariationalProblem(F, u))
+for step in get_working_tape().timestepper(iter(range(6))):
+    solver.solve()
+    before.assign(u)
+    if step == 1:
+        kept.assign(u)
+    if step == 4:
+        before.interpolate(before + kept**2)
+ReducedFunctional(assemble(u**2 * dx), Control(c)).derivative()
+"""
+
+
+@pytest.mark.parametrize("schedule, verdict", [("SingleMemoryStorageSchedule()", "right"), ("Revolve(6, 2)", "wrong")])
+def test_state_that_is_used_again_later(schedule, verdict, verify):
+    _, report, done = verify(USED_AGAIN, schedule)
+    assert report.get("verdict") == verdict, done.stdout + done.stderr
+    assert orders(report) == pytest.approx([2, 2 if verdict == "right" else 1], abs=0.1)
+
+
 @pytest.mark.parametrize(
     "case, schedule, status",
     [

@@ -73,11 +73,11 @@ def orders(report):
 
 
 def mixed(V, c):
-    m = Function(V * FunctionSpace(V.mesh(), "R", 0))
+    m = Function(FunctionSpace(V.mesh(), "R", 0) * V)
     with stop_annotating():
-        m.sub(0).assign(c)
-        m.sub(1).assign(2e3)
-    return m, assemble(split(m)[0] ** 4 * split(m)[1] ** 2 * dx)
+        m.sub(0).assign(2e3)
+        m.sub(1).assign(c)
+    return m, assemble(split(m)[0] ** 2 * split(m)[1] ** 4 * dx)
 
 
 def real(V, c):
