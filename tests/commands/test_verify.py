@@ -113,9 +113,10 @@ USED_AGAIN = """
 import sys
 from firedrake import *
 from firedrake.adjoint import *
-from checkpoint_schedules import Revolve, SingleMemoryStorageSchedule
+from checkpoint_schedules import Revolve, SingleDiskStorageSchedule
 
 continue_annotation()
+enable_disk_checkpointing()
 get_working_tape().enable_checkpointing(eval(sys.argv[1]))
 V = FunctionSpace(UnitSquareMesh(4, 4), "CG", 1)
 x, y = SpatialCoordinate(V.mesh())
@@ -134,7 +135,7 @@ ReducedFunctional(assemble(u**2 * dx), Control(c)).derivative()
 """
 
 
-@pytest.mark.parametrize("schedule, verdict", [("SingleMemoryStorageSchedule()", "right"), ("Revolve(6, 2)", "wrong")])
+@pytest.mark.parametrize("schedule, verdict", [("SingleDiskStorageSchedule()", "right"), ("Revolve(6, 2)", "wrong")])
 def test_state_that_is_used_again_later(schedule, verdict, verify):
     _, report, done = verify(USED_AGAIN, schedule)
     assert report.get("verdict") == verdict, done.stdout + done.stderr
