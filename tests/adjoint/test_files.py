@@ -11,6 +11,7 @@ from burgers import SCALES, assert_same, control, record_on_disk, reference, rep
 from firedrake.adjoint import stop_annotating
 from firedrake.adjoint_utils.checkpointing import CheckpointFunction
 from firedrake.adjoint_utils.checkpointing import checkpointable_mesh as firedrakes_mesh
+from firedrake.utils import ScalarType
 from mpi4py import MPI
 from petsc4py import PETSc
 
@@ -169,7 +170,8 @@ def test_without_cleanup_the_values_are_in_an_hdf5_file(shared_tmp, tmp_path, ta
     f = control(1.0).sub(0)
     checkpoint = CheckpointFunction(f)
     (values,) = stored(names(tape)[1], tmp_path).values()
-    assert (values[0] == checkpoint.restore().dat.data_ro).all()
+    numbers = values[0].reshape(-1).view(ScalarType)  # HDF5 has complex ones in pairs
+    assert (numbers == checkpoint.restore().dat.data_ro).all()
 
 
 def test_without_cleanup_nothing_stored_is_overwritten(shared_tmp, tmp_path, tape):
