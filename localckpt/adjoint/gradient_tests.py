@@ -249,11 +249,14 @@ class GradientTests:
         """The directions, and the derivative of J in each.
 
         If these derivatives differ, the larger ones are brought closer to the smallest by shorter directions, so that
-        an error in one control does not hide behind another control.
+        an error in one control does not hide behind another control. They do not cancel each other.
         """
         slopes = [self._slope(direction, part) for direction, part in zip(directions, gradient)]
         least = min((abs(slope) for slope in slopes if slope), default=0.0)
         weights = [max(least / abs(slope), 1e-2) if slope else 1.0 for slope in slopes]
+        total = sum(weight * slope for weight, slope in zip(weights, slopes))
+        against = -1.0 if total >= 0 else 1.0  # the sign of those that would cancel the others
+        weights = [weight / 2 if slope * against > 0 else weight for weight, slope in zip(weights, slopes)]
         return (
             [direction._ad_mul(weight) for direction, weight in zip(directions, weights)],
             [weight * slope for weight, slope in zip(weights, slopes)],
