@@ -34,7 +34,7 @@ class Combination:
         )
 
 
-TRIED = (  # by 'make matrix-firedrake'; docs/reference/versions.md says what passed, and when
+TRIED = (  # docs/reference/versions.md says what passed, and when
     Combination("2026.10.0", "3.26.0", "2026.10.0", "real", "3.11"),
     Combination("2026.10.0", "3.26.0", "2026.10.0", "real", "3.13"),
     Combination("2026.10.0", "3.26.0", "2026.10.0", "complex", "3.11"),

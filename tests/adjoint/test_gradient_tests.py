@@ -25,25 +25,13 @@ from firedrake.adjoint import (
     Control,
     EnsembleReducedFunctional,
     ReducedFunctional,
-    continue_annotation,
     get_working_tape,
-    pause_annotation,
-    set_working_tape,
     stop_annotating,
 )
 from pyadjoint import AdjFloat, Block
 
 from localckpt.adjoint.derivatives import Request
 from localckpt.adjoint.gradient_tests import GradientTests
-
-
-@pytest.fixture(autouse=True)
-def tape():
-    """A new working tape that annotates."""
-    with set_working_tape() as tape:
-        continue_annotation()
-        yield tape
-    pause_annotation()
 
 
 @pytest.fixture
