@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 from mpi4py import MPI
+from petsc4py import PETSc
 from xxhash import xxh3_64_intdigest
 
 from localckpt._collective import raise_everywhere
-from localckpt.storage.directories import Tier, choose_tiers
+from localckpt.storage.directories import Tier, choose_tiers, is_writeable
 from localckpt.storage.engines import EngineName, requested_engine
 from localckpt.storage.nodes import check_ranks, ranks_in
 
@@ -54,6 +55,9 @@ class Arguments:
     tiers : list of localckpt.storage.directories.Tier
         The directories for checkpoints, with what a whole node may use in each.
     engine : str or None
+    view : str or None
+        What rank 0 of `comm` does at exit: nothing, print its summary (``""``), or write what timesteps took to this
+        file.
     """
 
     comm: MPI.Intracomm
@@ -62,6 +66,7 @@ class Arguments:
     mesh_parent: str
     tiers: list[Tier]
     engine: EngineName | None
+    view: str | None
 
     @classmethod
     def checked(
@@ -93,7 +98,10 @@ class Arguments:
             tiers = choose_tiers(checkpoint_dir, 1, "checkpoint_dir")
         else:  # with a checkpoint_comm, dirname is for checkpointable_mesh only, as in Firedrake
             tiers = choose_tiers((file_per_rank and dirname) or None, 1, "dirname")
-        return cls(comm, checkpoint_comm, bool(cleanup), mesh_parent, tiers, requested_engine(engine))
+        view = requested_view()
+        if comm.rank == 0 and view and not is_writeable(os.path.dirname(view)):
+            raise OSError(f"-localckpt_view cannot write {view}: name a file in a writeable directory")
+        return cls(comm, checkpoint_comm, bool(cleanup), mesh_parent, tiers, requested_engine(engine), view)
 
     def comparable(self) -> Comparable:
         """What the ranks compare. Not collective."""
@@ -107,6 +115,24 @@ class Arguments:
             ", ".join(tier.source for tier in self.tiers),
             ", ".join(f"{tier.limit:g}" for tier in self.tiers),
         )
+
+
+def requested_view() -> str | None:
+    """What the PETSc option ``-localckpt_view`` asks for: the `view` of :class:`Arguments`. Not collective.
+
+    Raises
+    ------
+    ValueError
+        If it is neither a Boolean nor ``:FILE:json``.
+    """
+    word = PETSc.Options("localckpt_").getString("view", "false")
+    path, _, kind = word[1:].rpartition(":")
+    if word.startswith(":") and path and kind == "json":
+        return os.path.abspath(os.path.expandvars(path))
+    try:
+        return "" if PETSc.Options("localckpt_").getBool("view", False) else None
+    except PETSc.Error:
+        raise ValueError(f"-localckpt_view is empty, a Boolean or :FILE:json, not {word!r}") from None
 
 
 def require_comm(name: str, comm: Any) -> None:

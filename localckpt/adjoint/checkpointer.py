@@ -4,7 +4,7 @@ import contextlib
 import os
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,6 @@ import firedrake
 from firedrake import Cofunction, Function
 from firedrake.adjoint_utils.checkpointing import disk_checkpointing
 from mpi4py import MPI
-from petsc4py import PETSc
 from pyadjoint import Tape, get_working_tape
 from pyadjoint.tape import TapePackageData
 from pyop2.mpi import COMM_WORLD
@@ -22,6 +21,7 @@ from localckpt.adjoint import garbage
 from localckpt.adjoint.arguments import Arguments, check_on_all_ranks, require_comm
 from localckpt.adjoint.checkpoints import EnsembleCheckpoint, MeshCheckpoint
 from localckpt.adjoint.saving import begin_saving, end_saving
+from localckpt.adjoint.timesteps import TimestepRecorder
 from localckpt.functions import CopiedFunction, FunctionStore, SavedFunction, fingerprint
 from localckpt.storage import run_directories
 from localckpt.storage.directories import Directory, log, named_directories
@@ -79,13 +79,16 @@ def enable_disk_checkpointing(
     Raises
     ------
     OSError
-        If no file can be made in any of the directories, or if ranks of a `checkpoint_comm` do not see the same
-        directory.
+        If no file can be made in any of the directories, if ranks of a `checkpoint_comm` do not see the same
+        directory, or if the directory of the file in ``-localckpt_view`` is not writeable on rank 0.
+    ImportError
+        With ``-localckpt_view :FILE:json``, if this Firedrake lacks what it takes.
     TypeError
         If `comm` or `checkpoint_comm` is not a communicator, or a directory is not a path.
     ValueError
         If `checkpoint_comm` has ranks that `comm` lacks; if `engine` or ``-localckpt_engine`` is neither of the two;
-        if ``-localckpt_dir_limit`` does not fit the directories; or if ranks differ in `cleanup`, in whether the tape
+        if ``-localckpt_dir_limit`` does not fit the directories; if ``-localckpt_view`` is neither a Boolean nor
+        ``:FILE:json``; or if ranks differ in `cleanup`, in whether the tape
         has a checkpointer, or, within a `checkpoint_comm`, in that communicator, the engine, the directories or the
         limits.
 
@@ -100,7 +103,8 @@ def enable_disk_checkpointing(
 
     The PETSc option ``-localckpt_dir_limit`` limits the bytes that checkpoints may take on each node in each of the
     directories: one number for all directories, or one for each, separated by commas. With ``-localckpt_view``, rank
-    0 prints its part of :func:`summary` at exit.
+    0 prints its part of :func:`summary` at exit; with ``-localckpt_view :FILE:json`` it writes what a timestep stored
+    and took, for ``localckpt plan``.
 
     After a recording, all objects that are alive are frozen (``gc.freeze``), so that Python's garbage collector runs
     often and takes little time. ``-localckpt_collect 0`` leaves the collector alone, as ``gc.disable()`` does; see
@@ -225,6 +229,7 @@ class DiskCheckpointer(TapePackageData):
             self._mesh_parent = arguments.mesh_parent
             self._remove_mesh_file: weakref.finalize[Any, Any] | None = None
             self._new_files = 0
+            self.recorder: TimestepRecorder | None = None  # with -localckpt_view :FILE:json, on rank 0
             # The last checkpoint in memory of each mesh, by the mesh's coordinates
             self._mesh_copies: weakref.WeakKeyDictionary[Function, weakref.ref[MeshCheckpoint]] = (
                 weakref.WeakKeyDictionary()
@@ -269,8 +274,8 @@ class DiskCheckpointer(TapePackageData):
                 self._room_monitor = RoomMonitor(store, node.size, comm.rank)
                 self._functions = FunctionStore(store)
                 to_remove = self.dirname if self.cleanup and self.checkpoint_comm.rank == 0 else None
-                view = comm.rank == 0 and PETSc.Options("localckpt_").getBool("view", False)
-                self._finalizer = weakref.finalize(self, _close, store, to_remove, os.getpid(), view)
+                at_exit = self._view(arguments.view, store, node.size) if comm.rank == 0 else None
+                self._finalizer = weakref.finalize(self, _close, store, to_remove, os.getpid(), at_exit)
                 living_checkpointers.add(self)
                 garbage.watch(self)
             except Exception as exc:
@@ -280,6 +285,16 @@ class DiskCheckpointer(TapePackageData):
             if self.dirname and self.checkpoint_comm.rank == 0:
                 run_directories.remove(self.dirname)
             raise
+
+    def _view(self, view: str | None, store: Store, ranks: int) -> Callable[[Summary], None] | None:
+        """What to do with the store's summary at exit, with so many ranks on this node. Not collective."""
+        if not view:
+            return None if view is None else _print_summary
+        from localckpt.adjoint import patches  # which need this module
+
+        patches.install("view")
+        self.recorder = TimestepRecorder(view, ranks, store)
+        return self.recorder.write
 
     def _file(self, name: str) -> CheckpointFileName:
         return CheckpointFileName(os.path.join(self.dirname, name), self.checkpoint_comm, self.checkpoint_comm)
@@ -386,6 +401,8 @@ class DiskCheckpointer(TapePackageData):
             As in Firedrake, and without effect: the file of a mesh goes as soon as the mesh was read from it.
         """
         garbage.unfreeze()
+        if self.recorder is not None:
+            self.recorder.begin_evaluation()
         if self.cleanup:
             self._functions.store.retire()
 
@@ -395,6 +412,8 @@ class DiskCheckpointer(TapePackageData):
         Frees nothing, because the tape still restores old checkpoints after this.
         """
         garbage.freeze(self)
+        if self.recorder is not None:
+            self.recorder.begin_evaluation()
         if self.cleanup and self.checkpoint_comm.rank == 0:
             # It may be gone: something else may have removed old temporary files, or the disk may have failed.
             with contextlib.suppress(OSError):
@@ -430,13 +449,17 @@ class DiskCheckpointer(TapePackageData):
         self._room_monitor.step()
 
 
-def _close(store: Store, directory: str | None, process: int, view: bool) -> None:
+def _close(store: Store, directory: str | None, process: int, at_exit: Callable[[Summary], None] | None) -> None:
     """Let go of a checkpointer's files when it goes, or at exit. Not collective."""
     if os.getpid() != process:  # a forked child must leave its parent's files alone
         return
-    summary = str(store.summary)
+    summary = store.summary
     store.retire()
     if directory is not None:
         run_directories.remove(directory)
-    if view:  # on this rank alone: the others may have ended already
-        print(summary, flush=True)
+    if at_exit is not None:  # on this rank alone: the others may have ended already
+        at_exit(summary)
+
+
+def _print_summary(summary: Summary) -> None:
+    print(summary, flush=True)

@@ -4,7 +4,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from firedrake import Cofunction, Function
-from firedrake.adjoint_utils.checkpointing import CheckpointBase
+from firedrake.adjoint_utils.checkpointing import CheckpointBase, CheckpointFunction
 from pyadjoint import OverloadedType
 
 from localckpt.adjoint import garbage
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from localckpt.adjoint.checkpointer import DiskCheckpointer
 
-__all__ = ["EnsembleCheckpoint", "LocalCheckpoint", "MeshCheckpoint"]
+__all__ = ["EnsembleCheckpoint", "LocalCheckpoint", "MeshCheckpoint", "saved_function"]
 
 
 class LocalCheckpoint:
@@ -111,3 +111,13 @@ class EnsembleCheckpoint(CheckpointBase, OverloadedType):
 
     def _ad_restore_at_checkpoint(self, checkpoint: Any) -> Any:
         return checkpoint.restore()
+
+
+def saved_function(checkpoint: Any) -> SavedFunction | None:
+    """The Function in a store that a checkpoint on the tape refers to; None if the checkpoint is in memory."""
+    if isinstance(checkpoint, CheckpointFunction):
+        return checkpoint.local.saved if hasattr(checkpoint, "local") else None
+    if isinstance(checkpoint, EnsembleCheckpoint):
+        return checkpoint._saved
+    values = checkpoint._values if isinstance(checkpoint, MeshCheckpoint) else None
+    return values if isinstance(values, SavedFunction) else None

@@ -18,7 +18,7 @@ from typing import Any
 
 from firedrake.adjoint_utils import checkpointing as firedrakes
 
-from localckpt.adjoint import derivatives
+from localckpt.adjoint import derivatives, timesteps
 from localckpt.adjoint.checkpointer import DiskCheckpointer
 from localckpt.adjoint.checkpoints import EnsembleCheckpoint, LocalCheckpoint, MeshCheckpoint
 from localckpt.adjoint.saving import begin_saving, current_checkpointer, end_saving
@@ -309,6 +309,21 @@ PATCHES = {
             "add_block",
             around(derivatives.add_block),
             "measures how long the recording takes",
+        ),
+    ],
+    # -localckpt_view :FILE:json: what a timestep stores and takes.
+    "view": [
+        Patch(
+            "pyadjoint.tape:TimeStep",
+            "checkpoint",
+            around(timesteps.save_timestep),
+            "the tape says only here whether it saves restart data or adjoint data, and where a timestep ends",
+        ),
+        Patch(
+            "pyadjoint.tape:TimeStep",
+            "restore_from_checkpoint",
+            around(timesteps.restore_timestep),
+            "and where one ends in reverse",
         ),
     ],
 }

@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass, field
 from math import inf
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localckpt.storage import run_directories
+
+if TYPE_CHECKING:
+    from localckpt.storage.directories import Tier
 
 
 def add_parser(commands: Any) -> None:
@@ -94,6 +97,8 @@ class Result:
         Why it could not be measured; the other attributes are then without meaning.
     filesystem : str
     in_ram : bool
+    free : int
+        Bytes, on the node that has the fewest.
     room : int
         So many timesteps of each rank fit.
     times : list of Timing
@@ -104,6 +109,7 @@ class Result:
     error: str | None = None
     filesystem: str = ""
     in_ram: bool = False
+    free: int = 0
     room: int = 0
     times: list[Timing] = field(default_factory=list)
     timestep: TimestepCost | None = None
@@ -114,39 +120,57 @@ def main(options: argparse.Namespace) -> int:
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
-    ranks = world.allreduce(world.Split_type(MPI.COMM_TYPE_SHARED).size, MPI.MAX)  # on the fullest node
+    ranks = ranks_per_node()
     directories = world.bcast(options.dir or default_directories(ranks))
     timestep = options.timestep * 1e6
     results = [measure_directory(name, ranks, options.seconds / len(directories), timestep) for name in directories]
     costs = {result.directory: result.timestep.total for result in results if result.timestep and not result.in_ram}
     best = min(costs, key=costs.__getitem__, default=None)
     if world.rank == 0 and options.json:
-        print_json(world.size, results, best)
+        print_json(world.size, ranks, results, best)
     elif world.rank == 0:
         print_text(results, best)
     return int(any(result.error for result in results))
 
 
+def ranks_per_node() -> int:
+    """The number of ranks on the fullest node. Collective on COMM_WORLD."""
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD.allreduce(MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED).size, MPI.MAX)
+
+
 def default_directories(ranks: int) -> list[str]:
     """The directories that a run may choose, one on each disk. Collective on COMM_WORLD."""
+    from localckpt.storage.directories import is_writeable
+
+    chosen = [tier.path for tier in tiers_of_a_run(None, ranks)]
+    disks: dict[int, str] = {}
+    for path in filter(is_writeable, [*chosen, *run_directories.default_parents()]):
+        disks.setdefault(os.stat(path).st_dev, path)
+    return list(disks.values())
+
+
+def tiers_of_a_run(directories: list[str] | None, ranks: int) -> "list[Tier]":
+    """The directories that a run uses, and their limits. Ends all ranks if options make no sense.
+
+    Collective on COMM_WORLD.
+    """
     from mpi4py import MPI
 
     from localckpt._collective import raise_everywhere
-    from localckpt.storage.directories import choose_tiers, is_writeable
+    from localckpt.storage.directories import choose_tiers
 
-    chosen, error = [], None
+    tiers, error = [], None
     try:
-        chosen = [tier.path for tier in choose_tiers(None, ranks)]
+        tiers = choose_tiers(directories, ranks, "--dir")
     except ValueError as exc:
         error = exc
     try:
         raise_everywhere(MPI.COMM_WORLD, error)
     except ValueError as exc:
         sys.exit(str(exc) if MPI.COMM_WORLD.rank == 0 else 1)
-    disks: dict[int, str] = {}
-    for path in filter(is_writeable, [*chosen, *run_directories.default_parents()]):
-        disks.setdefault(os.stat(path).st_dev, path)
-    return list(disks.values())
+    return tiers
 
 
 def measure_directory(name: str, ranks: int, budget: float, timestep: float) -> Result:
@@ -169,9 +193,10 @@ def measure_directory(name: str, ranks: int, budget: float, timestep: float) -> 
     world.Allreduce(MPI.IN_PLACE, slowest, MPI.MAX)
     for timing, seconds in zip(times, slowest.tolist()):
         timing.seconds = seconds
-    room = int(directory.free / ranks / timestep)
+    free = world.allreduce(directory.free, MPI.MIN)
+    room = int(free / ranks / timestep)
     cost = timestep_cost(times, large_size(ranks), choose_engine(MPI.COMM_SELF), timestep)
-    return Result(name, None, directory.filesystem, directory.in_ram, room, times, cost)
+    return Result(name, None, directory.filesystem, directory.in_ram, free, room, times, cost)
 
 
 SMALL = 8_000  # bytes
@@ -272,9 +297,10 @@ def timestep_cost(times: Iterable[Timing], measured: int, engine: str, nbytes: f
     )
 
 
-def print_json(ranks: int, results: list[Result], best: str | None) -> None:
+def print_json(ranks: int, on_a_node: int, results: list[Result], best: str | None) -> None:
     directories = {result.directory: asdict(result) for result in results}
-    print(json.dumps({"ranks": ranks, "directories": directories, "best": best}, indent=4))
+    report = {"ranks": ranks, "ranks_per_node": on_a_node, "directories": directories, "best": best}
+    print(json.dumps(report, indent=4))
 
 
 def print_text(results: list[Result], best: str | None) -> None:
