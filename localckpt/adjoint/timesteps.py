@@ -72,7 +72,7 @@ class Sweep:
     moving : list of float
         Seconds of each save or restore.
     nbytes : list of int
-        Bytes that each save had to store, or that each restore brought back; equal arrays count once.
+        Bytes that each timestep then held on disk and no earlier one of the sweep, or that its restore brought back.
     known : set of bytes
         Hashes of the arrays that were saved.
     """
@@ -142,7 +142,7 @@ class TimestepRecorder:
         self._stores_restart |= restart
         sweep = self._forward
         sweep.move(call)
-        found = contents(step, step._checkpoint)  # not what was written: the last evaluation may have been the same
+        found = contents(step, step._checkpoint)  # not what was written: the last evaluation may have had the same values
         sweep.nbytes.append(sum(nbytes for digest, nbytes in found.items() if digest not in sweep.known))
         sweep.known.update(found)
         if self._is_recording:
@@ -197,11 +197,12 @@ class TimestepRecorder:
         """Write the file at exit, unless nothing was saved. Not collective. A failure is logged."""
         if not summary.saves:
             return
+        part = f"{self.path}.{os.uname().nodename}-{os.getpid()}"  # another member of an ensemble may write one, too
         try:
-            with open(f"{self.path}.part", "w", encoding="utf-8") as file:
+            with open(part, "w", encoding="utf-8") as file:
                 json.dump(self.as_dict(), file, indent=4)
                 file.write("\n")
-            os.replace(f"{self.path}.part", self.path)  # another tape may write it, too
+            os.replace(part, self.path)
         except OSError as exc:
             log.warning("-localckpt_view cannot write %s: %s", self.path, exc)
 

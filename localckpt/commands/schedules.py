@@ -90,7 +90,7 @@ def count(schedule: Any, steps: int, restart: float = 1, adjoint: float = 1) -> 
     first = None
 
     def store(step: int, storage: StorageType, is_adjoint: bool) -> None:
-        drop(step)
+        drop(step)  # on the tape, a timestep holds one checkpoint only
         stored[step] = storage, is_adjoint
         in_use[storage] += adjoint if is_adjoint else restart
         note(counts.disk_writes if storage == StorageType.DISK else counts.memory_writes, is_adjoint)

@@ -53,6 +53,8 @@ found = {
     "number of directories": outcome(checkpoint_comm=comm, checkpoint_dir=[directory] * (1 + first)),
     "-localckpt_dir_limit": outcome("dir_limit", "1e9" if first else "2e9", checkpoint_comm=comm),
     "-localckpt_dir_limit of files of one rank": outcome("dir_limit", "1e9" if first else "2e9"),
+    "-localckpt_view": outcome("view", "ascii:x" if first else "true"),
+    "-localckpt_view, no directory": outcome("view", ":/nonexistent/run.json:json" if first else "false"),
     "tape": half_there(),
     "wrong on one rank": outcome(checkpoint_dir=3 if first else directory),
     "nothing": outcome(checkpoint_comm=comm),
@@ -102,6 +104,12 @@ def outcomes(known, run_script, tmp_path):
         ("checkpoint_dir", "ValueError", r"_dir='\S+' on rank 0; checkpoint_dir='\S+/elsewhere' on ranks 1, 2, 3$"),
         ("number of directories", "ValueError", r"the directory for checkpoints is not the same .* on ranks 1, 2, 3$"),
         ("-localckpt_dir_limit", "ValueError", r"_dir_limit is not .*: 1e\+09 on rank 0; 2e\+09 on ranks 1, 2, 3$"),
+        (
+            "-localckpt_view",
+            "ValueError",
+            "-localckpt_view is empty, a Boolean or :FILE:json, not 'ascii:x'$",
+        ),
+        ("-localckpt_view, no directory", "OSError", "-localckpt_view cannot write /nonexistent/run.json: name a file"),
         (
             "tape",
             "ValueError",
