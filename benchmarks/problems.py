@@ -7,6 +7,7 @@ import time
 import warnings
 from collections import defaultdict
 
+import checkpoint_schedules
 import firedrake.adjoint as adjoint
 import numpy as np
 from checkpoint_schedules import SingleDiskStorageSchedule, SingleMemoryStorageSchedule
@@ -59,8 +60,12 @@ _time("restore_from_checkpoint")
 
 
 def new_tape(kind, folder=None, comm=MPI.COMM_SELF):
-    """A new working tape that checkpoints as `kind` says, into files of `comm` in `folder`."""
+    """A new working tape that checkpoints as `kind` says, into files of `comm` in `folder`.
+
+    `kind` may end in a schedule: ``localckpt with Revolve(20, 4)``.
+    """
     folder = folder or tempfile.gettempdir()
+    kind, _, schedule = kind.partition(" with ")
     tape = adjoint.Tape()
     adjoint.set_working_tape(tape)
     adjoint.continue_annotation()
@@ -74,7 +79,10 @@ def new_tape(kind, folder=None, comm=MPI.COMM_SELF):
             fd.enable_disk_checkpointing(checkpoint_comm=comm, checkpoint_dir=folder)
         elif kind == "shared":
             fd.enable_disk_checkpointing(dirname=folder)
-    tape.enable_checkpointing(SingleMemoryStorageSchedule() if kind == "memory" else SingleDiskStorageSchedule())
+    if schedule:
+        tape.enable_checkpointing(eval(schedule, vars(checkpoint_schedules)))
+    else:
+        tape.enable_checkpointing(SingleMemoryStorageSchedule() if kind == "memory" else SingleDiskStorageSchedule())
     return tape
 
 

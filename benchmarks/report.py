@@ -77,6 +77,7 @@ def main():
         ("timesteps", timesteps),
         ("garbage", garbage),
         ("cgroup", cgroups),
+        ("plan", plans),
     ):
         if found[workload]:
             lines += write(found[workload], folder)
@@ -473,6 +474,39 @@ def cgroups(found, folder):
         return b and f"{b['median']:.2f} s, {b['ratio']:.2f}; {b['read'] / 1e6:.0f} MB from the disk"
 
     return lines + table(LABELS, ["forward", "reverse"], cell)
+
+
+def plans(found, folder):
+    runs = [b for b in found if "predicted" in b]
+    prepared = [b for b in found if "prepared" in b]
+    lines = [
+        "## Predictions of plan",
+        "",
+        "An iteration as measured, as `localckpt plan` predicted it from a short run, and the quotient.",
+        "",
+    ]
+
+    def predicted(problem, column):
+        name, n = column
+        b = pick(runs, problem=problem, contestant=name, ranks=n)
+        return b and f"{seconds(b['median'])}, {seconds(b['predicted'])}: {b['ratio']:.2f}"
+
+    for n in values(runs, "ranks"):
+        names = list(dict.fromkeys(b["contestant"] for b in runs))
+        problems = dict.fromkeys(b["problem"] for b in runs)
+        lines += table(problems, names, lambda problem, name, n=n: predicted(problem, (name, n)), f"{n} rank(s)")
+    lines += [
+        "What schedules take to prepare themselves and to be walked through; and steps² × checkpoints, in parts of the "
+        "largest that `localckpt plan` tries.",
+        "",
+    ]
+
+    def taken(size, name):
+        b = pick(prepared, prepared=size, contestant=name)
+        return b and f"{seconds(b['median'])}, {b['share']:.2f}"
+
+    names = list(dict.fromkeys(b["contestant"] for b in prepared))
+    return lines + table(dict.fromkeys(b["prepared"] for b in prepared), names, taken)
 
 
 def save(figure, folder, name):
