@@ -1,8 +1,8 @@
 """How well 'localckpt plan' predicts an iteration, and how long schedules take to prepare themselves.
 
-Tapes with different schedules, and one of a shorter run that is measured as with -localckpt_view :FILE:json, take turns.
-`predicted` is what plan says of the others by that one, and `ratio` is that divided by what was measured. Memory holds
-all checkpoints.
+Tapes with different schedules take turns, and one of a shorter run that is measured as with -localckpt_view
+:FILE:json. `predicted` is what plan says of the others by that one, and `ratio` is that divided by what was measured.
+Memory holds all checkpoints.
 """
 
 import functools
@@ -82,7 +82,7 @@ def measured(problem, folder, seconds):
 
     taken = race({name: functools.partial(turn, name) for name in iterations}, 5 * seconds, least=4)
     predict = planner(runs)
-    del iterations
+    iterations.clear()
     adjoint.set_working_tape(adjoint.Tape())  # lets go of the last one
     gc.collect()
     return {name: (taken[name], predict.estimate(one, steps)) for name, one in candidates.items()}

@@ -4,7 +4,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from firedrake import Cofunction, Function
-from firedrake.adjoint_utils.checkpointing import CheckpointBase, CheckpointFunction
+from firedrake.adjoint_utils.checkpointing import CheckpointBase
 from pyadjoint import OverloadedType
 
 from localckpt.adjoint import garbage
@@ -115,8 +115,9 @@ class EnsembleCheckpoint(CheckpointBase, OverloadedType):
 
 def saved_function(checkpoint: Any) -> SavedFunction | None:
     """The Function in a store that a checkpoint on the tape refers to; None if the checkpoint is in memory."""
-    if isinstance(checkpoint, CheckpointFunction):
-        return checkpoint.local.saved if hasattr(checkpoint, "local") else None
+    local = getattr(checkpoint, "local", None)
+    if isinstance(local, LocalCheckpoint):
+        return local.saved
     if isinstance(checkpoint, EnsembleCheckpoint):
         return checkpoint._saved
     values = checkpoint._values if isinstance(checkpoint, MeshCheckpoint) else None

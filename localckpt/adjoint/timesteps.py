@@ -142,7 +142,8 @@ class TimestepRecorder:
         self._stores_restart |= restart
         sweep = self._forward
         sweep.move(call)
-        found = contents(step, step._checkpoint)  # not what was written: the last evaluation may have had the same values
+        # Not what the store has written: the last evaluation may have had the same values.
+        found = contents(step, step._checkpoint)
         sweep.nbytes.append(sum(nbytes for digest, nbytes in found.items() if digest not in sweep.known))
         sweep.known.update(found)
         if self._is_recording:

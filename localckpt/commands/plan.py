@@ -22,9 +22,9 @@ def add_parser(commands: Any) -> None:
         description="Walk the schedules of checkpoint_schedules with what a timestep of a short run has stored and "
         "taken, and print which of them fit on the disk and in memory, how long an iteration (functional and "
         "gradient) takes with each, what to ask the scheduler for, and the best one as a line of Python. All bytes "
-        "are those of one node. The disk is measured where this runs: on a node, under mpiexec with all its ranks.",
-        epilog="Sizes are numbers of bytes, with K, M, G or T for powers of 1000, or KiB, MiB, GiB, TiB. Times are "
-        "seconds, with ms, s, min or h for other units. Exit status: 0 if a schedule fits, 1 if none does or an option "
+        "are those of one node. The disk is measured where this runs: on a node, under mpiexec with all its ranks. "
+        "Sizes may end in K, M, G or T for powers of 1000, or in KiB, MiB, GiB or TiB; times in ms, s, min or h.",
+        epilog="Exit status: 0 if a schedule fits, 1 if none does or an option "
         "of PETSc is wrong, 2 if the command line or a file that it names is wrong.",
     )
     parser.add_argument("--steps", type=whole, metavar="N", help="timesteps (default: as many as fit)")

@@ -11,6 +11,7 @@ def test_measures_a_directory_and_leaves_nothing(run, tmp_path):
     done = run("bench", "--seconds", 0.5, "--timestep", 10, "--dir", tmp_path / "disk", "--json")
     result = json.loads(done.stdout)["directories"][str(tmp_path / "disk")]
     times = {(timing["operation"], timing["nbytes"]): timing["seconds"] for timing in result["times"]}
+    assert json.loads(done.stdout)["ranks_per_node"] == 1 and result["room"] == result["free"] // 10**7
     assert done.returncode == 0 and result["error"] is None and all(seconds > 0 for seconds in times.values())
     for size in 8_000, 32_000_000:
         assert {operation for operation, nbytes in times if nbytes == size} >= {
