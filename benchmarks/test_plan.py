@@ -26,10 +26,10 @@ from localckpt.commands.schedules import LARGEST_PREPARATION, Candidate
 PROBLEMS = {  # cells along each side, steps
     "burgers, 8k dofs (the demo)": (flows.burgers, 32, 20),
     "advection, 60k dofs": (advection, 100, 20),
-    "convection, 21k dofs": (flows.convection, 40, 10),
+    "convection, 21k dofs": (flows.convection, 40, 16),
     "wave, 88k dofs": (flows.wave, 70, 20),
 }
-SHORT = 5  # steps
+SHORT = 8  # steps
 SCHEDULES = {  # arguments after the number of steps
     "SingleDiskStorageSchedule": None,
     "MultistageCheckpointSchedule": (2, 4),

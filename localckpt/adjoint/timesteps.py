@@ -30,14 +30,20 @@ log = logging.getLogger("localckpt")
 _recorders: "weakref.WeakKeyDictionary[Store, TimestepRecorder]" = weakref.WeakKeyDictionary()
 
 
-def save_timestep(original: Callable[..., None], self: TimeStep, restart: bool, adjoint: bool, *args: Any) -> None:
+def save_timestep(
+    original: Callable[..., None], self: TimeStep, checkpointable_state: bool, adj_dependencies: bool, *global_deps: Any
+) -> None:
     """Save a timestep, and have the recorder of its checkpointer note that if it goes to disk."""
     recorder = getattr(current_checkpointer(), "recorder", None) if disk_checkpointing() else None
     if recorder is None:
-        original(self, restart, adjoint, *args)
+        original(self, checkpointable_state, adj_dependencies, *global_deps)
     else:
-        global_dependencies = args[0] if args else ()
-        recorder.save(lambda: original(self, restart, adjoint, *args), self, restart, global_dependencies)
+        recorder.save(
+            lambda: original(self, checkpointable_state, adj_dependencies, *global_deps),
+            self,
+            checkpointable_state,
+            global_deps[0] if global_deps else (),
+        )
 
 
 def restore_timestep(original: Callable[..., None], self: TimeStep, from_storage: StorageType) -> None:

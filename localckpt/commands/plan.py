@@ -24,8 +24,8 @@ def add_parser(commands: Any) -> None:
         "gradient) takes with each, what to ask the scheduler for, and the best one as a line of Python. All bytes "
         "are those of one node. The disk is measured where this runs: on a node, under mpiexec with all its ranks. "
         "Sizes may end in K, M, G or T for powers of 1000, or in KiB, MiB, GiB or TiB; times in ms, s, min or h.",
-        epilog="Exit status: 0 if a schedule fits, 1 if none does or an option "
-        "of PETSc is wrong, 2 if the command line or a file that it names is wrong.",
+        epilog="Exit status: 0 if a schedule fits, 1 if none does or an option of PETSc is wrong, 2 if the command "
+        "line or a file that it names is wrong.",
     )
     parser.add_argument("--steps", type=whole, metavar="N", help="timesteps (default: as many as fit)")
     parser.add_argument(
@@ -110,10 +110,11 @@ def read_run(path: str) -> dict[str, Any]:
     run = read_json(path)
     try:
         numbers = [run[kind]["stored"] for kind in ("restart", "adjoint")]
-        numbers += [run[name] for name in ("ranks_per_node", "forward", "reverse", "saving", "restoring")]
+        numbers += [run[name] for name in ("forward", "reverse", "saving", "restoring")]
+        is_right = run["ranks_per_node"] > 0 and all(isinstance(one, (int, float)) or one is None for one in numbers)
     except (KeyError, TypeError):
-        numbers = [""]
-    if not all(number is None or isinstance(number, (int, float)) for number in numbers):
+        is_right = False
+    if not is_right:
         raise argparse.ArgumentTypeError(f"{path} is not what -localckpt_view :FILE:json writes")
     return run
 
@@ -178,7 +179,7 @@ class Disk:
     ranks : int
         How many ranks of a node have measured these together.
     notes : list of str
-        Why other directories are not used.
+        Why other directories are not used, and what may limit the room.
     """
 
     directories: list[str]
@@ -237,8 +238,18 @@ def main(options: argparse.Namespace) -> int:
         return report(options, step, disk)
     from mpi4py import MPI
 
+    from localckpt._collective import raise_everywhere
+
+    world = MPI.COMM_WORLD
     disk = measure_disk(options.dir, options.seconds)
-    return MPI.COMM_WORLD.bcast(report(options, step, disk) if MPI.COMM_WORLD.rank == 0 else None)
+    status, error = 0, None
+    try:
+        if world.rank == 0:
+            status = report(options, step, disk)
+    except Exception as exc:
+        error = exc
+    raise_everywhere(world, error)
+    return world.bcast(status)
 
 
 def step_of(options: argparse.Namespace) -> Step:
@@ -268,23 +279,17 @@ def step_of(options: argparse.Namespace) -> Step:
 
 def measure_disk(directories: list[str] | None, seconds: float) -> Disk:
     """Measure the directories that a run would use, with all ranks at once. Collective on COMM_WORLD."""
+    from localckpt.storage.directories import JOB_LIMITS
+
     ranks = bench.ranks_per_node()
     tiers = bench.tiers_of_a_run(directories, 1)
     results = [bench.measure_directory(tier.path, ranks, seconds / len(tiers), 1e6) for tier in tiers]
-    return disk_of([(result, min(tier.limit, job_limit())) for result, tier in zip(results, tiers)], ranks)
-
-
-def job_limit() -> float:
-    """What the scheduler lets a job write to its own directory, in bytes, if it says so in a way that is understood."""
-    from localckpt.storage.directories import JOB_LIMITS
-
-    limits = [inf]
-    for name in JOB_LIMITS:
-        try:
-            limits.append(size(os.environ[name]))
-        except (KeyError, ValueError):
-            continue
-    return min(limits)
+    disk = disk_of([(result, tier.limit) for result, tier in zip(results, tiers)], ranks)
+    disk.notes.extend(
+        f"the scheduler's limit is {name}={os.environ[name]}: give a node's share of it with --room"
+        for name in filter(os.environ.get, JOB_LIMITS)
+    )
+    return disk
 
 
 def disk_of(measured: list[tuple[bench.Result, float]], ranks: int) -> Disk:

@@ -22,7 +22,7 @@ from checkpoint_schedules import (
     TwoLevelCheckpointSchedule,
 )
 
-# HRevolve, Revolve and MixedCheckpointSchedule prepare themselves in a time that grows as steps² × checkpoints: 1 to 3
+# HRevolve, Revolve and MixedCheckpointSchedule prepare themselves in a time that grows as steps² × checkpoints: a few
 # seconds for this product of them, and minutes for 2000 steps and 200 checkpoints (benchmarks/test_plan.py).
 LARGEST_PREPARATION = 10**7
 # How many timesteps all schedules of one class that are tried may have together: a few seconds.

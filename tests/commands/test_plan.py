@@ -139,19 +139,19 @@ def test_room_is_what_is_free_and_allowed(tmp_path):
 
 
 def test_the_best_schedule_is_a_line_to_paste(plan):
-    status, report = plan("--steps", 200, *HAND, "--memory", "1G")
+    status, report = plan("--steps", 60, *HAND, "--memory", "1G", "--room", "2G")
     best, everyone = report["best"], report["schedules"]
     assert status == 0 and best["schedule"] == everyone[0]["schedule"]
     names = {}
     exec(best["import"], names)
-    assert eval(best["schedule"], names).max_n in (200, None)
+    assert eval(best["schedule"], names).max_n in (60, None)
     seconds = [one["seconds"] for one in everyone if not one["problem"]]
     assert seconds == sorted(seconds)
     problems = {one["schedule"]: one["problem"] for one in everyone}
     assert problems["SingleDiskStorageSchedule()"] == "disk" and problems["SingleMemoryStorageSchedule()"] == "memory"
     kinds = {one["schedule"].partition("(")[0] for one in everyone}
     assert kinds >= {"MultistageCheckpointSchedule", "HRevolve", "Revolve", "TwoLevelCheckpointSchedule"}
-    assert all(one["disk"] <= 1e10 and one["memory"] <= 1e9 for one in everyone if not one["problem"])
+    assert all(one["disk"] <= 2e9 and one["memory"] <= 1e9 for one in everyone if not one["problem"])
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_short_run_stands_for_a_node_with_more_ranks(plan, tmp_path):
         (None, "cannot read"),
         ("no JSON", "cannot read"),
         ("[]", "is not what -localckpt_view :FILE:json writes"),
-        ('{"ranks_per_node": 1}', "is not what -localckpt_view :FILE:json writes"),
+        ('{"ranks_per_node": 0}', "is not what -localckpt_view :FILE:json writes"),
         (
             '{"ranks_per_node": 1, "restart": {"stored": 5}, "adjoint": {"stored": null}, "forward": null, '
             '"reverse": null, "saving": null, "restoring": null}',
@@ -271,5 +271,6 @@ def test_all_ranks_measure_and_one_prints(run, tmp_path):
     done = run("plan", *arguments, ranks=2, PETSC_OPTIONS="-localckpt_dir_limit 1e6", PBS_NCI_JOBFS="100GB")
     report = json.loads(done.stdout)
     assert done.returncode == 1, done.stderr  # 1 MB holds nothing
+    assert "the scheduler's limit is PBS_NCI_JOBFS=100GB: give a node's share of it with --room" in report["notes"]
     assert (report["disk"]["room"], report["disk"]["ranks"]) == (1e6, 2)
     assert 0 < report["disk"]["save"] and 0 < report["disk"]["write"] and os.listdir(tmp_path / "disk") == []
