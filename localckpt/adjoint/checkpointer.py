@@ -88,9 +88,8 @@ def enable_disk_checkpointing(
     ValueError
         If `checkpoint_comm` has ranks that `comm` lacks; if `engine` or ``-localckpt_engine`` is neither of the two;
         if ``-localckpt_dir_limit`` does not fit the directories; if ``-localckpt_view`` is neither a Boolean nor
-        ``:FILE:json``; or if ranks differ in `cleanup`, in whether the tape
-        has a checkpointer, or, within a `checkpoint_comm`, in that communicator, the engine, the directories or the
-        limits.
+        ``:FILE:json``; or if ranks differ in `cleanup`, in whether the tape has a checkpointer, or, within a
+        `checkpoint_comm`, in that communicator, the engine, the directories or the limits.
 
     Notes
     -----
