@@ -143,6 +143,15 @@ def instead(replacement: Any) -> Callable[[Any], Any]:
     return lambda original: replacement
 
 
+def of_resume(name: str) -> Callable[..., Any]:
+    """A function of :mod:`localckpt.adjoint.resume`, which is imported only if a run resumes."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return resolve_name(f"localckpt.adjoint.resume:{name}")(*args, **kwargs)
+
+    return call
+
+
 checkpointable_mesh = around(make_checkpointable_mesh)(firedrakes.checkpointable_mesh)
 
 
@@ -188,6 +197,8 @@ CHECKPOINTING = "firedrake.adjoint_utils.checkpointing"
 MESH = "firedrake.adjoint_utils.mesh:MeshGeometryMixin"
 ENSEMBLE_FUNCTION = "firedrake.adjoint_utils.ensemble_function:EnsembleFunctionMixin"
 OPTIMIZATION = "pyadjoint.optimization"
+
+REDUCED_FUNCTIONAL = "pyadjoint.reduced_functional"
 
 # For each feature, what it needs. Firedrake is searched for a feature's places, and they are replaced, only when the
 # feature is asked for.
@@ -309,6 +320,64 @@ PATCHES = {
             "add_block",
             around(derivatives.add_block),
             "measures how long the recording takes",
+        ),
+    ],
+    # resume(): values and derivatives of all ReducedFunctionals are recorded and given back. TAO, ROL, ensembles and
+    # other wrappers hold ReducedFunctionals, so a class of our own would not reach them.
+    "resume": [
+        Patch(
+            f"{REDUCED_FUNCTIONAL}:ReducedFunctional",
+            "__init__",
+            around(of_resume("init_functional")),
+            "controls of a tape that was recorded at another control get their own values back",
+        ),
+        Patch(
+            f"{REDUCED_FUNCTIONAL}:ReducedFunctional",
+            "__call__",
+            around(of_resume("evaluate")),
+            "gives a recorded value back, or records it",
+        ),
+        Patch(
+            f"{REDUCED_FUNCTIONAL}:ReducedFunctional",
+            "derivative",
+            around(of_resume("derivative")),
+            "says whose derivative compute_derivative computes",
+        ),
+        Patch(
+            REDUCED_FUNCTIONAL,
+            "compute_derivative",
+            around(of_resume("compute_derivative")),
+            "gives a recorded derivative back, or records it",
+        ),
+        *(
+            Patch(
+                REDUCED_FUNCTIONAL,
+                name,
+                around(of_resume("compute_really")),
+                "needs states and adjoint values that a recorded evaluation has not brought onto the tape",
+            )
+            for name in ("compute_hessian", "compute_tlm")
+        ),
+        *(
+            Patch(
+                "pyadjoint.tape:Tape",
+                name,
+                around(of_resume("evaluate_tape")),
+                "needs such states, too, if somebody else calls it",
+            )
+            for name in ("evaluate_adj", "evaluate_tlm")
+        ),
+        Patch(
+            "pyadjoint.tape:Tape",
+            "end_timestep",
+            around(of_resume("end_timestep")),
+            "compares the first and the tenth timestep with those of the first job",
+        ),
+        Patch(
+            "firedrake.adjoint_utils.blocks.solving:NonlinearVariationalSolveBlock",
+            "_adjoint_solve",
+            around(of_resume("adjoint_solve")),
+            "begins at zero, so that a derivative does not depend on what was solved before it",
         ),
     ],
 }
