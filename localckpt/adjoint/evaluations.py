@@ -24,7 +24,7 @@ from localckpt.storage.journal import DamagedRecord
 from localckpt.storage.journal_entries import Entry
 
 if TYPE_CHECKING:
-    from localckpt.adjoint.resume import Run
+    from localckpt.adjoint.runs import Run
 
 __all__ = ["Functional", "TapeState", "key_of", "tape_state"]
 
@@ -148,7 +148,7 @@ class Functional:
 
     Parameters
     ----------
-    run : localckpt.adjoint.resume.Run
+    run : localckpt.adjoint.runs.Run
     journal : localckpt.storage.journal.Journal
     number : int
         Functionals are numbered in the order in which a script first uses them.
@@ -191,15 +191,15 @@ class Functional:
             "controls": [describe(control) for control in controls],
             "numbering": key_of(self.journal.comm, [np.frombuffer(numbering_digest(c), np.uint8) for c in controls]),
         }
-        known = next((e for e in self.journal.entries if e.get("functional") == self.number), None)
+        mine = [entry for entry in self.journal.entries if entry["kind"] == "functional"]
+        known = next((entry for entry in mine if entry["functional"] == self.number), None)
         if known is None:
             self.run.append(self.journal, identity)
             known = identity
         name = f"functional {self.number + 1}"
-        if known.get("controls") != identity["controls"]:
+        if known["controls"] != identity["controls"]:
             self.run.refuse(
-                f"the controls of {name} are {'; '.join(identity['controls'])}, and were "
-                f"{'; '.join(known.get('controls', ['unreadable']))}"
+                f"the controls of {name} are {'; '.join(identity['controls'])}, and were {'; '.join(known['controls'])}"
             )
         if known["numbering"] != identity["numbering"]:
             self.run.refuse(
@@ -233,7 +233,7 @@ class Functional:
                     self.run.miss(self._position + 1, self.number + 1, distance)
         if index is None:
             return key, controls, "new"
-        self._position = index + 1
+        self._position = max(self._position, index + 1)
         return key, controls, "known" if key in self._values else "begun"
 
     def _read(self, entry: Entry, like: Sequence[NDArray[Any]]) -> list[NDArray[Any]] | None:
@@ -254,8 +254,8 @@ class Functional:
         value = self._recorded_value(key) if found == "known" else None
         if value is not None:
             state.evaluated(reduced, key, sweep, swept=on_tape)
-            with self.run.replay("value"):
-                return self._answer(original, controls, value)
+            self.run.begin_replay("value")
+            return self._answer(original, controls, value)
         if on_tape:
             state.evaluated(reduced, key, sweep, swept=True)
             self._record_control(found, key, controls)
@@ -353,7 +353,7 @@ class Functional:
             arrays = self._read(entry, [values(zero) for zero in zeros])
             if arrays is not None:
                 state.derived(compute)
-                self.run.count_replay("derivative")
+                self.run.begin_replay("derivative")
                 return controls.delist([with_values(zero, array) for zero, array in zip(zeros, arrays)])
         self.run.require_time(self.journal, self.longest["derivative"], "a derivative")
         state.sweep_if_due()
@@ -396,9 +396,10 @@ def can_record(reduced: Any) -> bool:
 
 def describe(control: Any) -> str:
     """A control in words."""
-    size = getattr(control, "_ad_dim", lambda: 1)()
-    space = getattr(control, "function_space", None)
-    return f"{type(control).__name__} of {size} entries" + (f" in {space().ufl_element()}" if space else "")
+    if not hasattr(control, "function_space"):
+        return type(control).__name__
+    space = control.function_space()
+    return f"{type(control).__name__} of {space.dim()} dofs in {space.ufl_element()}"
 
 
 def key_of(comm: MPI.Intracomm, arrays: Sequence[Any]) -> str:

@@ -111,6 +111,9 @@ def init_firedrakes_checkpointer(original: Callable[..., None], self: Any, *args
     original(self, *args, **kwargs)
 
 
+keep_mesh: Callable[[Any], Any] | None = None  # set by a run that resumes: it keeps its meshes in its directory
+
+
 def make_checkpointable_mesh(original: Callable[..., Any], mesh: Any) -> Any:
     """Make the mesh, and leave no file.
 
@@ -118,6 +121,8 @@ def make_checkpointable_mesh(original: Callable[..., Any], mesh: Any) -> Any:
     reference, until the job is aborted.
     """
     try:
+        if keep_mesh is not None and current_checkpointer() is not None:
+            return keep_mesh(mesh)
         return original(mesh)
     finally:
         checkpointer = current_checkpointer()
@@ -143,11 +148,11 @@ def instead(replacement: Any) -> Callable[[Any], Any]:
     return lambda original: replacement
 
 
-def of_resume(name: str) -> Callable[..., Any]:
-    """A function of :mod:`localckpt.adjoint.resume`, which is imported only if a run resumes."""
+def of_runs(name: str) -> Callable[..., Any]:
+    """A function of :mod:`localckpt.adjoint.runs`, which is imported only if a run resumes."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return resolve_name(f"localckpt.adjoint.resume:{name}")(*args, **kwargs)
+        return resolve_name(f"localckpt.adjoint.runs:{name}")(*args, **kwargs)
 
     return call
 
@@ -328,32 +333,32 @@ PATCHES = {
         Patch(
             f"{REDUCED_FUNCTIONAL}:ReducedFunctional",
             "__init__",
-            around(of_resume("init_functional")),
+            around(of_runs("init_functional")),
             "controls of a tape that was recorded at another control get their own values back",
         ),
         Patch(
             f"{REDUCED_FUNCTIONAL}:ReducedFunctional",
             "__call__",
-            around(of_resume("evaluate")),
+            around(of_runs("evaluate")),
             "gives a recorded value back, or records it",
         ),
         Patch(
             f"{REDUCED_FUNCTIONAL}:ReducedFunctional",
             "derivative",
-            around(of_resume("derivative")),
+            around(of_runs("derivative")),
             "says whose derivative compute_derivative computes",
         ),
         Patch(
             REDUCED_FUNCTIONAL,
             "compute_derivative",
-            around(of_resume("compute_derivative")),
+            around(of_runs("compute_derivative")),
             "gives a recorded derivative back, or records it",
         ),
         *(
             Patch(
                 REDUCED_FUNCTIONAL,
                 name,
-                around(of_resume("compute_really")),
+                around(of_runs("compute_really")),
                 "needs states and adjoint values that a recorded evaluation has not brought onto the tape",
             )
             for name in ("compute_hessian", "compute_tlm")
@@ -362,7 +367,7 @@ PATCHES = {
             Patch(
                 "pyadjoint.tape:Tape",
                 name,
-                around(of_resume("evaluate_tape")),
+                around(of_runs("evaluate_tape")),
                 "needs such states, too, if somebody else calls it",
             )
             for name in ("evaluate_adj", "evaluate_tlm")
@@ -370,13 +375,19 @@ PATCHES = {
         Patch(
             "pyadjoint.tape:Tape",
             "end_timestep",
-            around(of_resume("end_timestep")),
+            around(of_runs("end_timestep")),
             "compares the first and the tenth timestep with those of the first job",
+        ),
+        Patch(
+            f"{OPTIMIZATION}.tao_solver:TAOSolver",
+            "solve",
+            around(of_runs("solve_with_tao")),
+            "the exception that ends a job is not to be one of PETSc's",
         ),
         Patch(
             "firedrake.adjoint_utils.blocks.solving:NonlinearVariationalSolveBlock",
             "_adjoint_solve",
-            around(of_resume("adjoint_solve")),
+            around(of_runs("adjoint_solve")),
             "begins at zero, so that a derivative does not depend on what was solved before it",
         ),
     ],

@@ -18,7 +18,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128
 from localckpt._collective import interrupts_held, raise_everywhere
 from localckpt.storage.journal_entries import NAME, Entry, as_line, parse
 
-__all__ = ["DamagedRecord", "Journal"]
+__all__ = ["DamagedRecord", "Journal", "sync"]
 
 RANKS_PER_FILE = 64  # so that the number of files does not grow with the records, and few ranks share one
 PAGE = 4096  # each rank's arrays begin on a page, which a network filesystem may write as a whole
@@ -69,7 +69,7 @@ class Journal:
                     content = read_all(self._journal)
                 if self._group.rank == 0:
                     os.close(open_for_appending(self._path))
-                sync_directory(directory)
+                sync(directory)
             except OSError as exc:
                 error = exc
             raise_everywhere(comm, error)
@@ -223,9 +223,9 @@ def open_for_appending(path: str) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def sync_directory(path: str) -> None:
-    """Make the names in a directory outlive a crash."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync(path: str) -> None:
+    """Make a file outlive a crash, or the names in a directory. Not collective."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 import numpy as np
-from firedrake import Cofunction, Function
+from firedrake import CheckpointFile, Cofunction, Function
 from mpi4py import MPI
 from numpy.typing import NDArray
 from petsc4py import PETSc
@@ -33,7 +33,7 @@ from localckpt.adjoint.arguments import require_comm
 from localckpt.adjoint.clock import Clock
 from localckpt.adjoint.evaluations import Functional, TapeState, can_record, fits, key_of, norms, tape_state
 from localckpt.adjoint.values import comm_of, values, with_values
-from localckpt.storage.journal import DamagedRecord, Journal
+from localckpt.storage.journal import DamagedRecord, Journal, sync
 from localckpt.storage.journal_entries import VERSION, Entry
 from localckpt.storage.nodes import ranks_in
 from localckpt.storage.ownership import Owned, Owner, job_name, require_owner
@@ -107,6 +107,7 @@ def resume(
         require_comm("comm", comm)
         patches.install("resume")
         _run = Run(os.path.expandvars(os.fspath(directory)), comm, walltime, take_over, strict)
+        patches.keep_mesh = _run.keep_mesh
     return _run
 
 
@@ -124,6 +125,8 @@ class Run:
     comm : mpi4py.MPI.Intracomm
     replaying : bool
         See :func:`replaying`.
+    leaving : bool
+        Whether the job has begun to leave, to be run again.
     """
 
     def __init__(
@@ -137,7 +140,7 @@ class Run:
         self._replayed = {"value": 0, "derivative": 0}
         self._owner: Owner | None = None
         self._finished, self._process = False, os.getpid()
-        self._status: int | None = None  # if this job leaves
+        self.leaving = False
         error: Exception | None = None
         try:
             if comm.rank == 0:
@@ -154,6 +157,7 @@ class Run:
         self._functionals: weakref.WeakKeyDictionary[Any, Functional] = weakref.WeakKeyDictionary()
         self._numbers: dict[int, int] = {}  # how many functionals each journal has, by its id
         self._recordings = 0  # of tapes
+        self._meshes: dict[int, int] = {}  # how many each journal has, by its id
         self._started: list[tuple[Any, Any, Any]] = []  # Functions, their values before start() and after
         self._start_entry: Entry | None = None
         try:
@@ -221,12 +225,17 @@ class Run:
         )
 
     def finish(self, status: int | None = None) -> None:
-        """Say what this job has added, and give up the directory. Not collective."""
+        """Say what this job has added, and give up the directory: nothing is recorded after that. Not collective.
+
+        Called at exit.
+        """
+        global _run
         if self._finished or os.getpid() != self._process:
             return
         self._finished = True
+        _run, patches.keep_mesh = None, None
         self.clock.stop()
-        status = self._status if status is None else status
+        status = AGAIN if self.leaving else status
         if self._owner:
             code = "" if status is None else f"; exit status {status}{': run again' * (status == AGAIN)}"
             print_line(
@@ -305,21 +314,15 @@ class Run:
             self._check_recording(reduced, journal)
             number = self._numbers.get(id(journal), 0)
             self._numbers[id(journal)] = number + 1
+            if not tape_state(reduced.tape).current:
+                self._check_recorded(number, journal, reduced)
             known = self._functionals[reduced] = Functional(self, journal, number, weakref.proxy(reduced))
         return known
 
-    @contextmanager
-    def replay(self, kind: str) -> Iterator[None]:
-        """While a recorded evaluation is given back."""
+    def begin_replay(self, kind: str) -> None:
+        """A recorded evaluation is given back, to the end of pyadjoint's function that has asked for it."""
         self._replayed[kind] += 1
         self.replaying = True
-        try:
-            yield
-        finally:
-            self.replaying = False
-
-    def count_replay(self, kind: str) -> None:
-        self._replayed[kind] += 1
 
     def miss(self, evaluation: int, functional: int, distance: float) -> None:
         """Say that an evaluation is not where it was."""
@@ -336,9 +339,9 @@ class Run:
     def start(self, *controls: Any) -> bool:
         """Record the tape at the control of the evaluation that the last job did not finish. Collective on `comm`.
 
-        Call it before the tape is recorded, with the Functions that will be controls, in that order. They get the values
-        of that control, and their own values back when the ``ReducedFunctional`` is made. That evaluation then needs no
-        forward sweep of its own, because the recording was one.
+        Call it before the tape is recorded, with the Functions that will be controls, in that order. They get the
+        values of that control, and their own values back when the ``ReducedFunctional`` is made. That evaluation then
+        needs no forward sweep of its own, because the recording was one.
 
         Parameters
         ----------
@@ -406,6 +409,36 @@ class Run:
             return ""
         return key_of(comm, [values(control.tape_value()) for control in controls])
 
+    # Meshes
+
+    def keep_mesh(self, mesh: Any) -> Any:
+        """The mesh, with the partition that it had in the first job. Collective on its communicator."""
+        journal = self.journal_on(mesh.comm)
+        number = self._meshes.get(id(journal), 0)
+        self._meshes[id(journal)] = number + 1
+        path = os.path.join(journal.directory, f"mesh-{number:05d}.h5")
+        cells = int(mesh.comm.allreduce(mesh.cell_set.size))
+        size = norms(mesh.comm, [values(mesh.coordinates)])[0]
+        known = next((e for e in journal.entries if e["kind"] == "mesh" and e["number"] == number), None)
+        if known is None:
+            with CheckpointFile(path, "w", comm=mesh.comm) as file:
+                file.save_mesh(mesh)
+            error: Exception | None = None
+            try:
+                sync(path)
+                sync(journal.directory)
+            except OSError as exc:
+                error = exc
+            raise_everywhere(mesh.comm, error)
+            self.append(journal, {"kind": "mesh", "number": number, "cells": cells, "size": size})
+        elif known["cells"] != cells or abs(known["size"] - size) > ROUNDING * size:
+            self.refuse(
+                f"mesh {number + 1} has {cells} cells and coordinates of norm {size:.10g}, and had {known['cells']} "
+                f"and {known['size']:.10g} in the first job"
+            )
+        with CheckpointFile(path, "r", comm=mesh.comm) as file:
+            return file.load_mesh(mesh.name)
+
     # The recording of a tape, compared with that of the first job
 
     def end_timestep(self, tape: Any) -> None:
@@ -422,6 +455,23 @@ class Run:
         if not state.steps:
             state.steps = 1
             self._check_step(journal, state, 0, reduced.tape.get_blocks())
+
+    def _check_recorded(self, functional: int, journal: Journal, reduced: Any) -> None:
+        """Compare what came out of a recording. Collective on the journal's communicator."""
+        value = reduced.functional.block_variable.saved_output
+        found = {
+            "timesteps": [len(reduced.tape.timesteps)],
+            "blocks": [len(reduced.tape.get_blocks())],
+            "values": [float(value)] if isinstance(value, float) else norms(journal.comm, [values(value)]),
+        }
+        start = self._start_entry and self._start_entry["key"]
+        where = {"kind": "recording", "functional": functional, "start": start}
+        known = next((entry for entry in journal.entries if where.items() <= entry.items()), None)
+        if known is None:
+            self.append(journal, {**where, **found})
+        else:
+            for name in found:
+                self._compare(f"the recording of functional {functional + 1}", name, known[name], found[name])
 
     def _check_step(self, journal: Journal, state: TapeState, step: int, blocks: Any) -> None:
         if state.number is None:
@@ -462,8 +512,8 @@ class Run:
             same = one == other if isinstance(one, str) else abs(one - other) <= ROUNDING * max(abs(one), abs(other))
             if not same:
                 self.refuse(
-                    f"{where} is not that of the first job: {name[:-1]} {i + 1} of {len(now)} is {other}, and was {one} "
-                    "(another problem, or other data?)"
+                    f"{where} is not that of the first job (another problem, or other data?): {name[:-1]} {i + 1} of "
+                    f"{len(now)} is {other}, and was {one}"
                 )
 
     # The clock
@@ -518,7 +568,7 @@ class Run:
             self._leave(f"there is no time for {name}, which takes {seconds:.3g} s")
 
     def _leave(self, why: str) -> NoReturn:
-        self._status = AGAIN
+        self.leaving = True
         if self.comm.rank == 0:
             print_line(f"leaves: {why}")
         raise SystemExit(AGAIN)
@@ -614,8 +664,12 @@ def evaluate(original: Callable[..., Any], self: Any, controls: Any) -> Any:
     listed = Enlist(controls)
     if _run is None or not fits(self, listed) or not can_record(self):
         return original(self, controls)
-    with stop_annotating():
-        return _run.functional(self).evaluate(original, listed)
+    try:
+        with stop_annotating():
+            return _run.functional(self).evaluate(original, listed)
+    finally:
+        if _run is not None:
+            _run.replaying = False
 
 
 _deriving: list[Any] = []  # the ReducedFunctionals whose derivative is asked for
@@ -628,6 +682,8 @@ def derivative(original: Callable[..., Any], self: Any, *args: Any, **kwargs: An
         return original(self, *args, **kwargs)
     finally:
         _deriving.pop()
+        if _run is not None:
+            _run.replaying = False
 
 
 def compute_derivative(
@@ -660,6 +716,16 @@ def end_timestep(original: Callable[..., None], self: Any) -> None:
     if _run is not None:
         _run.end_timestep(self)
     original(self)
+
+
+def solve_with_tao(original: Callable[..., Any], self: Any) -> Any:
+    """PETSc turns an exception of a callback into one of its own: leave as if TAO was not between."""
+    try:
+        return original(self)
+    except PETSc.Error as exc:
+        if isinstance(exc.__cause__, SystemExit):
+            raise exc.__cause__ from None
+        raise
 
 
 def adjoint_solve(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
