@@ -96,8 +96,8 @@ def numbering_digest(function: Any) -> bytes:
     digest = xxh3_128()
     for V in function.function_space():
         if V.ufl_element().family() != "Real":
-            digest.update(np.ascontiguousarray(V.cell_node_list))
-            digest.update(np.ascontiguousarray(V.dof_dset.lgmap.indices))
+            digest.update(np.ascontiguousarray(V.cell_node_list).data)
+            digest.update(np.ascontiguousarray(V.dof_dset.lgmap.indices).data)
     return digest.digest()
 
 

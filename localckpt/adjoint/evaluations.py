@@ -185,7 +185,7 @@ class Functional:
     def _check_identity(self) -> None:
         """Raise ResumeError if the spaces of the controls are numbered otherwise than they were."""
         controls = [control.control for control in self.reduced.controls]
-        identity = {
+        identity: Entry = {
             "kind": "functional",
             "functional": self.number,
             "controls": [describe(control) for control in controls],
@@ -194,6 +194,8 @@ class Functional:
         mine = [entry for entry in self.journal.entries if entry["kind"] == "functional"]
         known = next((entry for entry in mine if entry["functional"] == self.number), None)
         if known is None:
+            nbytes = self.journal.comm.allreduce(sum(values(control).nbytes for control in controls))
+            self.run.say_how_much(self.number, 2 * nbytes)
             self.run.append(self.journal, identity)
             known = identity
         name = f"functional {self.number + 1}"
@@ -404,7 +406,7 @@ def describe(control: Any) -> str:
 
 def key_of(comm: MPI.Intracomm, arrays: Sequence[Any]) -> str:
     """A key that two lists of arrays share if and only if they are the same on every rank. Collective on `comm`."""
-    digests = [xxh3_128_intdigest(np.ascontiguousarray(array).view(np.uint8), comm.rank) for array in arrays]
+    digests = [xxh3_128_intdigest(np.ascontiguousarray(array).view(np.uint8).data, comm.rank) for array in arrays]
     digest = xxh3_128_intdigest(json.dumps(digests).encode(), comm.rank)
     halves = np.array([digest >> 64, digest & (2**64 - 1)], np.uint64)
     comm.Allreduce(MPI.IN_PLACE, halves, MPI.SUM)  # modulo 2**64

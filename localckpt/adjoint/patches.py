@@ -204,6 +204,7 @@ ENSEMBLE_FUNCTION = "firedrake.adjoint_utils.ensemble_function:EnsembleFunctionM
 OPTIMIZATION = "pyadjoint.optimization"
 
 REDUCED_FUNCTIONAL = "pyadjoint.reduced_functional"
+ENSEMBLE_FUNCTIONAL = "firedrake.adjoint.ensemble_reduced_functional:EnsembleReducedFunctional"
 
 # For each feature, what it needs. Firedrake is searched for a feature's places, and they are replaced, only when the
 # feature is asked for.
@@ -304,8 +305,8 @@ PATCHES = {
                 "stops there, whichever optimiser or driver has called it",
             )
             for owner in (
-                "pyadjoint.reduced_functional:ReducedFunctional",
-                "firedrake.adjoint.ensemble_reduced_functional:EnsembleReducedFunctional",
+                f"{REDUCED_FUNCTIONAL}:ReducedFunctional",
+                ENSEMBLE_FUNCTIONAL,
             )
         ),
         Patch(
@@ -362,6 +363,15 @@ PATCHES = {
                 "needs states and adjoint values that a recorded evaluation has not brought onto the tape",
             )
             for name in ("compute_hessian", "compute_tlm")
+        ),
+        *(
+            Patch(
+                ENSEMBLE_FUNCTIONAL,
+                name,
+                around(of_runs("evaluate_ensemble")),
+                "where all members of an ensemble can leave together",
+            )
+            for name in ("__call__", "derivative")
         ),
         *(
             Patch(

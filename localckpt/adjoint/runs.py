@@ -7,6 +7,7 @@ Imported, and Firedrake and pyadjoint changed for it, only if a run asks for it:
 import atexit
 import math
 import os
+import shutil
 import stat
 import sys
 import time
@@ -244,6 +245,8 @@ class Run:
                 f"{time.monotonic() - self._begin:.1f} s went into that{code}"
             )
             self._owner.release()
+        for journal in {id(journal): journal for _, journal in self._journals}.values():
+            journal.close()
 
     def refuse(self, reason: str) -> NoReturn:
         """Raise ResumeError, which all ranks do at the same time."""
@@ -310,7 +313,8 @@ class Run:
         """The records of a ReducedFunctional. Collective on its communicator."""
         known = self._functionals.get(reduced)
         if known is None:
-            journal = self.journal_on(comm_of(reduced) or self.comm)
+            controls = [control.control for control in reduced.controls]
+            journal = self.journal_on(comm_of(controls) or comm_of_blocks(reduced.tape.get_blocks()) or self.comm)
             self._check_recording(reduced, journal)
             number = self._numbers.get(id(journal), 0)
             self._numbers[id(journal)] = number + 1
@@ -318,6 +322,15 @@ class Run:
                 self._check_recorded(number, journal, reduced)
             known = self._functionals[reduced] = Functional(self, journal, number, weakref.proxy(reduced))
         return known
+
+    def say_how_much(self, functional: int, nbytes: int) -> None:
+        """Say, on rank 0, how much is recorded for each evaluation."""
+        if self.comm.rank == 0:
+            free = shutil.disk_usage(self.directory).free
+            print_line(
+                f"an evaluation of functional {functional + 1} with its derivative takes {nbytes / 1e6:.3g} MB; "
+                f"{free / 1e6:.6g} MB are free"
+            )
 
     def begin_replay(self, kind: str) -> None:
         """A recorded evaluation is given back, to the end of pyadjoint's function that has asked for it."""
@@ -442,12 +455,16 @@ class Run:
     # The recording of a tape, compared with that of the first job
 
     def end_timestep(self, tape: Any) -> None:
-        """Compare a timestep of a recording, and look at the clock. Collective on `comm`."""
+        """Compare a timestep of a recording, and look at the clock. Collective on the communicator of its Functions."""
         state = tape_state(tape)
         state.steps += 1
-        if state.steps in CHECKED_STEPS:
-            self._check_step(self.journal, state, state.steps, tape.timesteps[-1] if tape.timesteps else [])
-        self.at_boundary(self.journal)
+        blocks = tape.timesteps[-1] if tape.timesteps else []
+        comm = comm_of_blocks(blocks)
+        if comm is not None:
+            journal = self.journal_on(comm)
+            if state.steps in CHECKED_STEPS:
+                self._check_step(journal, state, state.steps, blocks)
+            self.at_boundary(journal)
 
     def _check_recording(self, reduced: Any, journal: Journal) -> None:
         """Compare a recording that has no timesteps."""
@@ -459,7 +476,7 @@ class Run:
     def _check_recorded(self, functional: int, journal: Journal, reduced: Any) -> None:
         """Compare what came out of a recording. Collective on the journal's communicator."""
         value = reduced.functional.block_variable.saved_output
-        found = {
+        found: Entry = {
             "timesteps": [len(reduced.tape.timesteps)],
             "blocks": [len(reduced.tape.get_blocks())],
             "values": [float(value)] if isinstance(value, float) else norms(journal.comm, [values(value)]),
@@ -486,7 +503,7 @@ class Run:
             for variable in block.get_outputs():
                 made.add(id(variable))
                 outputs.append(variable.saved_output)
-        found = {
+        found: Entry = {
             "blocks": [type(block).__name__ for block in blocks],
             "inputs": norms(journal.comm, [values(one) for one in inputs if is_array(one)]),
             "outputs": norms(journal.comm, [values(one) for one in outputs if is_array(one)]),
@@ -640,6 +657,11 @@ def digest_of_script() -> str:
         return ""
 
 
+def comm_of_blocks(blocks: Any) -> MPI.Intracomm | None:
+    """The communicator of what some blocks of a tape have made; None if they have made numbers only."""
+    return comm_of(variable.output for block in blocks for variable in block.get_outputs())
+
+
 def is_array(value: Any) -> bool:
     """Whether the entries of a variable of a tape can be compared."""
     return isinstance(value, (float, Function, Cofunction))
@@ -702,6 +724,13 @@ def compute_really(original: Callable[..., Any], J: Any, m: Any, m_dot: Any, *ar
         with stop_annotating():
             tape_state(tape).make_real()
     return original(J, m, m_dot, *args, **kwargs)
+
+
+def evaluate_ensemble(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A value or derivative of an EnsembleReducedFunctional: here all members of the ensemble can leave together."""
+    if _run is not None:
+        _run.require_time(_run.journal, 0.0, "an evaluation")
+    return original(self, *args, **kwargs)
 
 
 def evaluate_tape(original: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:

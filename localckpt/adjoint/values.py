@@ -1,5 +1,6 @@
 """The entries of controls and derivatives, whatever type they are of."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,13 @@ def with_values(like: Any, array: Any) -> Any:
     return made
 
 
-def comm_of(functional: Any) -> MPI.Intracomm | None:
-    """The communicator of a functional's controls, or of its checkpoints; None if it has neither."""
-    ensemble = getattr(functional, "ensemble", None)
-    if ensemble is not None:
-        return ensemble.global_comm
-    comms = [getattr(control.control, "comm", None) for control in functional.controls]
-    checkpointer = getattr(functional.tape, "_package_data", {}).get("firedrake")
-    return next((comm for comm in (*comms, getattr(checkpointer, "comm", None)) if comm is not None), None)
+def comm_of(objects: Iterable[Any]) -> MPI.Intracomm | None:
+    """The communicator of the first Function, or of what else has one, among these objects; None if none has."""
+    for one in objects:
+        space = getattr(one, "function_space", None)
+        ensemble = getattr(space(), "ensemble", None) if space else None
+        comm = ensemble.global_comm if ensemble is not None else getattr(one, "comm", None)
+        if comm is not None:
+            found: MPI.Intracomm = comm
+            return found
+    return None

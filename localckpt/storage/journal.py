@@ -240,7 +240,7 @@ def read_all(descriptor: int) -> bytes:
 
 def as_bytes(array: NDArray[Any]) -> memoryview:
     """The bytes of a contiguous array, which may be empty."""
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def write_all(descriptor: int, data: bytes | memoryview, at: int) -> None:
