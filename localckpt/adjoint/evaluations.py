@@ -18,7 +18,7 @@ from pyadjoint import AdjFloat, OverloadedType, ReducedFunctional
 from pyadjoint.tape import TapePackageData, _NullProgressBar
 from xxhash import xxh3_128_intdigest
 
-from localckpt.adjoint.values import values, with_values
+from localckpt.adjoint.values import norms, values, with_values
 from localckpt.functions import numbering_digest
 from localckpt.storage.journal import DamagedRecord
 from localckpt.storage.journal_entries import Entry
@@ -195,7 +195,7 @@ class Functional:
         known = next((entry for entry in mine if entry["functional"] == self.number), None)
         if known is None:
             nbytes = self.journal.comm.allreduce(sum(values(control).nbytes for control in controls))
-            self.run.say_how_much(self.number, 2 * nbytes)
+            self.run.say_how_much(f"an evaluation of functional {self.number + 1} with its derivative", 2 * nbytes)
             self.run.append(self.journal, identity)
             known = identity
         name = f"functional {self.number + 1}"
@@ -411,13 +411,6 @@ def key_of(comm: MPI.Intracomm, arrays: Sequence[Any]) -> str:
     halves = np.array([digest >> 64, digest & (2**64 - 1)], np.uint64)
     comm.Allreduce(MPI.IN_PLACE, halves, MPI.SUM)  # modulo 2**64
     return f"{int(halves[0]):016x}{int(halves[1]):016x}"
-
-
-def norms(comm: MPI.Intracomm, arrays: Sequence[Any]) -> list[float]:
-    """The Euclidean norm of each array over all ranks. Collective on `comm`."""
-    squares = np.array([np.vdot(array, array).real for array in arrays], float)
-    comm.Allreduce(MPI.IN_PLACE, squares, MPI.SUM)
-    return [math.sqrt(square) for square in squares]
 
 
 def relative_distance(comm: MPI.Intracomm, arrays: Sequence[Any], recorded: Sequence[Any]) -> float:

@@ -401,6 +401,15 @@ PATCHES = {
             "begins at zero, so that a derivative does not depend on what was solved before it",
         ),
     ],
+    # resume(recording=True): solves of a recording are written, and read by later jobs.
+    "resume recording": [
+        Patch(
+            "firedrake.variational_solver:NonlinearVariationalSolver",
+            "solve",
+            around(of_runs("solve")),
+            "all variational solves go through it",
+        ),
+    ],
 }
 
 _installed: set[str] = set()  # groups of the table

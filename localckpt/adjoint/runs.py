@@ -32,8 +32,9 @@ from localckpt._collective import raise_everywhere
 from localckpt.adjoint import patches
 from localckpt.adjoint.arguments import require_comm
 from localckpt.adjoint.clock import Clock
-from localckpt.adjoint.evaluations import Functional, TapeState, can_record, fits, key_of, norms, tape_state
-from localckpt.adjoint.values import comm_of, values, with_values
+from localckpt.adjoint.evaluations import Functional, TapeState, can_record, fits, key_of, tape_state
+from localckpt.adjoint.recordings import Recordings, can_be_read
+from localckpt.adjoint.values import comm_of, norms, values, with_values
 from localckpt.storage.journal import DamagedRecord, Journal, sync
 from localckpt.storage.journal_entries import VERSION, Entry
 from localckpt.storage.nodes import ranks_in
@@ -58,6 +59,7 @@ def resume(
     directory: str | os.PathLike[str],
     comm: MPI.Intracomm = COMM_WORLD,
     *,
+    recording: bool = False,
     walltime: float | None = None,
     take_over: bool = False,
     strict: bool = False,
@@ -74,6 +76,9 @@ def resume(
         empty, the run begins. Environment variables are expanded.
     comm : mpi4py.MPI.Intracomm, optional
         The communicator of the computation.
+    recording : bool, optional
+        Record the solution of each variational solve of the tape's recording, too. The recordings of later jobs read
+        them instead of solving. :meth:`Run.start` makes this superfluous.
     walltime : float, optional
         Seconds from the start of the process to the end of the job. By default what Slurm or PBS says. A run leaves
         with the exit status 75, "run again", rather than begin an evaluation that would not end in time.
@@ -107,7 +112,9 @@ def resume(
     if _run is None:
         require_comm("comm", comm)
         patches.install("resume")
-        _run = Run(os.path.expandvars(os.fspath(directory)), comm, walltime, take_over, strict)
+        if recording:
+            patches.install("resume recording")
+        _run = Run(os.path.expandvars(os.fspath(directory)), comm, recording, walltime, take_over, strict)
         patches.keep_mesh = _run.keep_mesh
     return _run
 
@@ -131,7 +138,13 @@ class Run:
     """
 
     def __init__(
-        self, directory: str, comm: MPI.Intracomm, walltime: float | None, take_over: bool, strict: bool
+        self,
+        directory: str,
+        comm: MPI.Intracomm,
+        recording: bool,
+        walltime: float | None,
+        take_over: bool,
+        strict: bool,
     ) -> None:
         self.directory, self.comm, self.replaying = os.path.abspath(directory), comm, False
         self._strict, self._recording = strict, True
@@ -139,6 +152,7 @@ class Run:
         self._spent = 0.0  # seconds in here
         self._added = {"value": 0, "derivative": 0}
         self._replayed = {"value": 0, "derivative": 0}
+        self.recordings = Recordings(self) if recording else None
         self._owner: Owner | None = None
         self._finished, self._process = False, os.getpid()
         self.leaving = False
@@ -239,6 +253,8 @@ class Run:
         status = AGAIN if self.leaving else status
         if self._owner:
             code = "" if status is None else f"; exit status {status}{': run again' * (status == AGAIN)}"
+            if self.recordings:
+                print_line(f"{self.recordings.written} solves of the recording recorded, {self.recordings.read} read")
             print_line(
                 f"{self._added['value']} values and {self._added['derivative']} derivatives recorded, "
                 f"{self._replayed['value']} and {self._replayed['derivative']} given back; {self._spent:.1f} s of "
@@ -323,14 +339,11 @@ class Run:
             known = self._functionals[reduced] = Functional(self, journal, number, weakref.proxy(reduced))
         return known
 
-    def say_how_much(self, functional: int, nbytes: int) -> None:
-        """Say, on rank 0, how much is recorded for each evaluation."""
+    def say_how_much(self, what: str, nbytes: int) -> None:
+        """Say, on rank 0, how many bytes a record takes."""
         if self.comm.rank == 0:
             free = shutil.disk_usage(self.directory).free
-            print_line(
-                f"an evaluation of functional {functional + 1} with its derivative takes {nbytes / 1e6:.3g} MB; "
-                f"{free / 1e6:.6g} MB are free"
-            )
+            print_line(f"{what} takes {nbytes / 1e6:.3g} MB; {free / 1e6:.6g} MB are free")
 
     def begin_replay(self, kind: str) -> None:
         """A recorded evaluation is given back, to the end of pyadjoint's function that has asked for it."""
@@ -406,9 +419,14 @@ class Run:
                         if function.block_variable is variable:  # the recording has not changed it
                             function.assign(initial)
 
+    @property
+    def starts_elsewhere(self) -> bool:
+        """Whether the tape is recorded at another control than the script's own."""
+        return self._start_entry is not None
+
     def require_initial_recording(self) -> None:
         """Raise ResumeError if the tape was recorded at another control than the script's own."""
-        if self._start_entry is not None:
+        if self.starts_elsewhere:
             self.refuse("the script computes a derivative before it evaluates, so it must not call start()")
 
     def key_of_recording(self, reduced: Any, comm: MPI.Intracomm) -> str:
@@ -488,7 +506,7 @@ class Run:
             self.append(journal, {**where, **found})
         else:
             for name in found:
-                self._compare(f"the recording of functional {functional + 1}", name, known[name], found[name])
+                self.compare(f"the recording of functional {functional + 1}", name, known[name], found[name])
 
     def _check_step(self, journal: Journal, state: TapeState, step: int, blocks: Any) -> None:
         if state.number is None:
@@ -514,15 +532,15 @@ class Run:
         for entry in journal.entries:
             if entry["kind"] == "step" and (entry["tape"], entry["step"]) == (state.number, step):
                 for name in ("blocks", "inputs"):
-                    self._compare(where, name, entry[name], found[name])
+                    self.compare(where, name, entry[name], found[name])
                 if entry["start"] == start:
                     same_start = entry
         if same_start:
-            self._compare(where, "outputs", same_start["outputs"], found["outputs"])
+            self.compare(where, "outputs", same_start["outputs"], found["outputs"])
         else:
             self.append(journal, {"kind": "step", "tape": state.number, "step": step, "start": start, **found})
 
-    def _compare(self, where: str, name: str, then: list[Any], now: list[Any]) -> None:
+    def compare(self, where: str, name: str, then: list[Any], now: list[Any]) -> None:
         if len(then) != len(now):
             self.refuse(f"{where} has {len(now)} {name}, and had {len(then)} in the first job")
         for i, (one, other) in enumerate(zip(then, now)):
@@ -745,6 +763,13 @@ def end_timestep(original: Callable[..., None], self: Any) -> None:
     if _run is not None:
         _run.end_timestep(self)
     original(self)
+
+
+def solve(original: Callable[..., Any], self: Any, **kwargs: Any) -> Any:
+    """A variational solve: one of a recording may be in the journal."""
+    if _run is None or _run.recordings is None or _run.starts_elsewhere or not can_be_read(self, kwargs):
+        return original(self, **kwargs)
+    return _run.recordings.solve(original, self, **kwargs)
 
 
 def solve_with_tao(original: Callable[..., Any], self: Any) -> Any:

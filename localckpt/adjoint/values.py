@@ -1,12 +1,13 @@
 """The entries of controls and derivatives, whatever type they are of."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
-__all__ = ["comm_of", "values", "with_values"]
+__all__ = ["comm_of", "norms", "values", "with_values"]
 
 
 def values(of: Any) -> Any:
@@ -39,3 +40,10 @@ def comm_of(objects: Iterable[Any]) -> MPI.Intracomm | None:
             found: MPI.Intracomm = comm
             return found
     return None
+
+
+def norms(comm: MPI.Intracomm, arrays: Sequence[Any]) -> list[float]:
+    """The Euclidean norm of each array over all ranks. Collective on `comm`."""
+    squares = np.array([np.vdot(array, array).real for array in arrays], float)
+    comm.Allreduce(MPI.IN_PLACE, squares, MPI.SUM)
+    return [math.sqrt(square) for square in squares]

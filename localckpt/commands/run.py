@@ -20,6 +20,11 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--resume", metavar="DIR", help="go on where the last job with this directory ended")
     parser.add_argument(
+        "--resume-recording",
+        action="store_true",
+        help="with --resume: also write the solves of the recording, which later jobs read instead",
+    )
+    parser.add_argument(
         "--walltime",
         type=seconds,
         metavar="TIME",
@@ -75,7 +80,11 @@ def execute_and_resume(options: argparse.Namespace) -> int:
     try:
         patches.install("run")
         run = runs.resume(
-            options.resume, walltime=options.walltime, take_over=options.take_over, strict=options.resume_strict
+            options.resume,
+            recording=options.resume_recording,
+            walltime=options.walltime,
+            take_over=options.take_over,
+            strict=options.resume_strict,
         )
         execute(options)
         status = 0

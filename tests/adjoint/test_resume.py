@@ -31,7 +31,7 @@ from mpi4py import MPI
 from petsc4py import PETSc
 from pyadjoint import AdjFloat
 
-from localckpt.adjoint import checkpointable_mesh, enable_disk_checkpointing, replaying, resume, runs
+from localckpt.adjoint import checkpointable_mesh, enable_disk_checkpointing, patches, replaying, resume, runs
 
 WORLD = MPI.COMM_WORLD
 SOLVE = fd.NonlinearVariationalSolver.solve
@@ -55,18 +55,25 @@ class Solves:
 
 
 @pytest.fixture
-def solves(monkeypatch):
+def solves(end_of_run, monkeypatch):
     counted = Solves()
     monkeypatch.setattr(fd.NonlinearVariationalSolver, "solve", lambda *args, **kwargs: counted.solve(*args, **kwargs))
-    return counted
+    yield counted
+    uninstall()  # before what was there before is put back
 
 
 @pytest.fixture(autouse=True)
 def end_of_run():
-    """No test leaves a run behind."""
+    """No test leaves a run behind, or what it has replaced."""
     yield
+    uninstall()
+
+
+def uninstall():
     if runs._run is not None:
         runs._run.finish()
+    patches.uninstall()
+    patches.install()
 
 
 @contextmanager
@@ -221,6 +228,26 @@ def test_recording_at_the_unfinished_control_is_its_forward_sweep(shared_tmp, so
         found, _ = descent(functional, initial)
     assert functional.tape.recompute_count == 1  # for the third evaluation
     np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parallel([1, 2])
+def test_recorded_solves_are_read_by_the_next_recording(shared_tmp, solves):
+    found = []
+    for last in (2, None, None):
+        with job(shared_tmp, solves, last, recording=True) as run:
+            initial = line()
+            found.append(descent(diffusion(initial), initial))
+    assert run.recordings.read == 3 and run.recordings.written == 0
+    assert np.array_equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
+
+
+@pytest.mark.parallel([1, 2])
+def test_recorded_solves_of_another_problem_are_refused(shared_tmp):
+    with job(shared_tmp, recording=True):
+        diffusion(line())
+    with job(shared_tmp, recording=True):
+        with pytest.raises(runs.ResumeError, match="solve 1 of the recording is not that of the first job"):
+            diffusion(line(), k=0.2)
 
 
 @pytest.mark.parallel([1, 2])
@@ -459,7 +486,7 @@ def test_full_directory_ends_the_recording_and_not_the_run(shared_tmp):
 
 @pytest.mark.parallel([1, 2])
 @pytest.mark.parametrize("schedule", [None, "all on disk"])
-def test_signal_ends_all_ranks_at_a_timestep_with_run_again(schedule, shared_tmp, solves):
+def test_signal_ends_all_ranks_at_a_timestep_with_run_again(schedule, shared_tmp, solves, monkeypatch):
     with job(shared_tmp / "whole"):
         expected = end_of(by_hand, recorded(schedule))
     with job(shared_tmp / "ended", solves):
@@ -470,7 +497,7 @@ def test_signal_ends_all_ranks_at_a_timestep_with_run_again(schedule, shared_tmp
                 os.kill(os.getpid(), signal.SIGUSR1)
             return Solves.solve(solves, solver, *args, **kwargs)
 
-        fd.NonlinearVariationalSolver.solve = lambda *args, **kwargs: signalled(*args, **kwargs)
+        monkeypatch.setattr(fd.NonlinearVariationalSolver, "solve", lambda *args, **kwargs: signalled(*args, **kwargs))
         with pytest.raises(SystemExit) as left:
             end_of(by_hand, functional)
     assert left.value.code == 75

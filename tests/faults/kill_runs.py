@@ -4,7 +4,7 @@
 
 Results go to DIRECTORY/results, a line of JSON for each run; runs that are there are not made again. A run is killed up
 to five times: its processes by SIGKILL, all at once or one of them; by SIGKILL while a record is being written; by
-SIGTERM or SIGUSR1 to all of them; or by the end of its time. Exits with 1 if a run did not end as the uninterrupted one.
+SIGTERM or SIGUSR1 to all of them; or by the end of its time. Exits with 1 if a run did not end as it should.
 """
 
 import fnmatch
