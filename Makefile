@@ -4,7 +4,7 @@
 # quick, matrix and matrix-long have PETScs and environments of their own.
 
 .PHONY: demo quick test lint docs bench bench-full soak sanitize conformance matrix matrix-long matrix-firedrake \
-    release-check python
+    release-check kill python
 
 DEMO = examples/burgers.py --compare
 demo:  # no binding: another program may keep a core busy for a while
@@ -66,3 +66,7 @@ release-check:
 # The path of the interpreter.
 python:
 	@scripts/run echo python
+
+# Runs that resume, killed 200 times at random; takes hours, and goes on where it was ended.
+kill:
+	@scripts/run python tests/faults/kill_runs.py build/kills

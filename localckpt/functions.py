@@ -18,7 +18,7 @@ from firedrake.utils import ScalarType
 from mpi4py import MPI
 from numpy.typing import NDArray
 from pyop2.op2 import Dat
-from xxhash import xxh3_128_digest
+from xxhash import xxh3_128, xxh3_128_digest
 
 from localckpt import _petsc  # noqa: F401  (before what would not load with another PETSc)
 from localckpt._collective import interrupts_held, raise_everywhere
@@ -39,6 +39,7 @@ __all__ = [
     "TemporaryFunctionCheckpointFile",
     "fingerprint",
     "mark_modified",
+    "numbering_digest",
 ]
 
 
@@ -83,6 +84,21 @@ def mark_modified(function: Function | Cofunction) -> None:
     """Tell Firedrake that the values of a Function may have changed, as writing them would."""
     for dat in component_dats(function):
         dat.increment_dat_version()
+
+
+def numbering_digest(function: Any) -> bytes:
+    """A hash of how the dofs of a Function's space are numbered and distributed, on this rank. Not collective.
+
+    Empty for what is no Function.
+    """
+    if not hasattr(function, "function_space"):
+        return b""
+    digest = xxh3_128()
+    for V in function.function_space():
+        if V.ufl_element().family() != "Real":
+            digest.update(np.ascontiguousarray(V.cell_node_list).data)
+            digest.update(np.ascontiguousarray(V.dof_dset.lgmap.indices).data)
+    return digest.digest()
 
 
 class ComponentLayout:

@@ -6,7 +6,12 @@ on a node-local disk. :func:`checkpointable_mesh` is Firedrake's, but leaves no 
 own.
 
 Importing this module replaces functions of Firedrake (:mod:`localckpt.adjoint.patches`).
+
+The functions :func:`resume` and :func:`replaying` are imported when they are first used; the PETSc option
+``-localckpt_resume`` calls the first one when this module is imported.
 """
+
+from typing import Any
 
 from firedrake.adjoint_utils.checkpointing import (
     continue_disk_checkpointing,
@@ -14,6 +19,7 @@ from firedrake.adjoint_utils.checkpointing import (
     pause_disk_checkpointing,
     stop_disk_checkpointing,
 )
+from petsc4py import PETSc
 
 from localckpt.adjoint import patches
 from localckpt.adjoint.checkpointer import DiskCheckpointer as DiskCheckpointer
@@ -33,3 +39,16 @@ __all__ = [
 ]
 
 patches.install()
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("replaying", "resume"):
+        from localckpt.adjoint import runs
+
+        return getattr(runs, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+_directory = PETSc.Options("localckpt_").getString("resume", "")
+if _directory:
+    __getattr__("resume")(_directory)

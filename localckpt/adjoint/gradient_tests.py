@@ -12,6 +12,7 @@ from mpi4py import MPI
 from pyadjoint import stop_annotating
 
 from localckpt.adjoint.derivatives import Request
+from localckpt.adjoint.values import values, with_values
 
 __all__ = ["GradientTests", "Report", "Test", "comm_of"]
 
@@ -390,26 +391,6 @@ def judge(report: Report) -> tuple[str, str]:
 
 def moved(controls: list[Any], directions: list[Any], step: float) -> list[Any]:
     return [control._ad_add(direction._ad_mul(step)) for control, direction in zip(controls, directions)]
-
-
-def values(of: Any) -> Any:
-    """The entries of a control or derivative as an array: those of this rank, or all if it is not distributed."""
-    try:
-        return of._ad_to_petsc().array.copy()
-    except (AttributeError, NotImplementedError):  # a number, or an array of numbers
-        return np.array(of._ad_to_list(of) if hasattr(of, "_ad_to_list") else [of])
-
-
-def with_values(like: Any, array: Any) -> Any:
-    """A new object of that kind with these entries."""
-    made = like._ad_copy()
-    try:
-        vec = made._ad_to_petsc()
-    except NotImplementedError:
-        return made._ad_assign_numpy(made, array, 0)[0]
-    vec.array[:] = array
-    made._ad_from_petsc(vec)
-    return made
 
 
 def smooth(control: Any, random: np.random.Generator, tests: GradientTests) -> Any:

@@ -111,6 +111,9 @@ def init_firedrakes_checkpointer(original: Callable[..., None], self: Any, *args
     original(self, *args, **kwargs)
 
 
+keep_mesh: Callable[[Any], Any] | None = None  # set by a run that resumes: it keeps its meshes in its directory
+
+
 def make_checkpointable_mesh(original: Callable[..., Any], mesh: Any) -> Any:
     """Make the mesh, and leave no file.
 
@@ -118,6 +121,8 @@ def make_checkpointable_mesh(original: Callable[..., Any], mesh: Any) -> Any:
     reference, until the job is aborted.
     """
     try:
+        if keep_mesh is not None and current_checkpointer() is not None:
+            return keep_mesh(mesh)
         return original(mesh)
     finally:
         checkpointer = current_checkpointer()
@@ -141,6 +146,15 @@ def around(replacement: Callable[..., Any]) -> Callable[[Any], Any]:
 def instead(replacement: Any) -> Callable[[Any], Any]:
     """To put `replacement` itself in place of the original."""
     return lambda original: replacement
+
+
+def of_runs(name: str) -> Callable[..., Any]:
+    """A function of :mod:`localckpt.adjoint.runs`, which is imported only if a run resumes."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return resolve_name(f"localckpt.adjoint.runs:{name}")(*args, **kwargs)
+
+    return call
 
 
 checkpointable_mesh = around(make_checkpointable_mesh)(firedrakes.checkpointable_mesh)
@@ -188,6 +202,9 @@ CHECKPOINTING = "firedrake.adjoint_utils.checkpointing"
 MESH = "firedrake.adjoint_utils.mesh:MeshGeometryMixin"
 ENSEMBLE_FUNCTION = "firedrake.adjoint_utils.ensemble_function:EnsembleFunctionMixin"
 OPTIMIZATION = "pyadjoint.optimization"
+
+REDUCED_FUNCTIONAL = "pyadjoint.reduced_functional"
+ENSEMBLE_FUNCTIONAL = "firedrake.adjoint.ensemble_reduced_functional:EnsembleReducedFunctional"
 
 # For each feature, what it needs. Firedrake is searched for a feature's places, and they are replaced, only when the
 # feature is asked for.
@@ -288,8 +305,8 @@ PATCHES = {
                 "stops there, whichever optimiser or driver has called it",
             )
             for owner in (
-                "pyadjoint.reduced_functional:ReducedFunctional",
-                "firedrake.adjoint.ensemble_reduced_functional:EnsembleReducedFunctional",
+                f"{REDUCED_FUNCTIONAL}:ReducedFunctional",
+                ENSEMBLE_FUNCTIONAL,
             )
         ),
         Patch(
@@ -324,6 +341,88 @@ PATCHES = {
             "restore_from_checkpoint",
             around(timesteps.restore_timestep),
             "and where one ends in reverse",
+        ),
+    ],
+    # resume(): values and derivatives of all ReducedFunctionals are recorded and given back. TAO, ROL, ensembles and
+    # other wrappers hold ReducedFunctionals, so a class of our own would not reach them.
+    "resume": [
+        Patch(
+            f"{REDUCED_FUNCTIONAL}:ReducedFunctional",
+            "__init__",
+            around(of_runs("init_functional")),
+            "controls of a tape that was recorded at another control get their own values back",
+        ),
+        Patch(
+            f"{REDUCED_FUNCTIONAL}:ReducedFunctional",
+            "__call__",
+            around(of_runs("evaluate")),
+            "gives a recorded value back, or records it",
+        ),
+        Patch(
+            f"{REDUCED_FUNCTIONAL}:ReducedFunctional",
+            "derivative",
+            around(of_runs("derivative")),
+            "says whose derivative compute_derivative computes",
+        ),
+        Patch(
+            REDUCED_FUNCTIONAL,
+            "compute_derivative",
+            around(of_runs("compute_derivative")),
+            "gives a recorded derivative back, or records it",
+        ),
+        *(
+            Patch(
+                REDUCED_FUNCTIONAL,
+                name,
+                around(of_runs("compute_really")),
+                "needs states and adjoint values that a recorded evaluation has not brought onto the tape",
+            )
+            for name in ("compute_hessian", "compute_tlm")
+        ),
+        *(
+            Patch(
+                ENSEMBLE_FUNCTIONAL,
+                name,
+                around(of_runs("evaluate_ensemble")),
+                "where all members of an ensemble can leave together",
+            )
+            for name in ("__call__", "derivative")
+        ),
+        *(
+            Patch(
+                "pyadjoint.tape:Tape",
+                name,
+                around(of_runs("evaluate_tape")),
+                "needs such states, too, if somebody else calls it",
+            )
+            for name in ("evaluate_adj", "evaluate_tlm")
+        ),
+        Patch(
+            "pyadjoint.tape:Tape",
+            "end_timestep",
+            around(of_runs("end_timestep")),
+            "compares the first and the tenth timestep with those of the first job",
+        ),
+        Patch(
+            f"{OPTIMIZATION}.tao_solver:TAOSolver",
+            "solve",
+            around(of_runs("solve_with_tao")),
+            "the exception that ends a job is not to be one of PETSc's",
+        ),
+        Patch(
+            "firedrake.adjoint_utils.blocks.solving:NonlinearVariationalSolveBlock",
+            "_adjoint_solve",
+            around(of_runs("adjoint_solve")),
+            "begins at zero, so that a derivative does not depend on what was solved before it",
+        ),
+    ],
+    # resume(recording=True): solves of a recording are written, and read by later jobs.
+    "resume recording": [
+        Patch(
+            "firedrake.variational_solver:NonlinearVariationalSolver",
+            "solve",
+            around(of_runs("solve")),
+            "all variational solves go through it",
         ),
     ],
 }

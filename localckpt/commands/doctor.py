@@ -5,7 +5,10 @@ import ctypes
 import json
 import os
 import resource
+import shutil
 import sys
+import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -30,6 +33,10 @@ def add_parser(commands: Any) -> None:
         epilog="Exit status: 0, or 1 if a run would fail.",
     )
     parser.add_argument("--dir", nargs="+", metavar="DIR", default=[], help="further directories to examine")
+    parser.add_argument("--resume", metavar="DIR", help="also measure a directory for 'run --resume', with all ranks")
+    parser.add_argument(
+        "--record", type=float, default=10.0, metavar="MB", help="with --resume: that each rank records (default: 10)"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.set_defaults(main=main)
 
@@ -135,8 +142,9 @@ def main(options: argparse.Namespace) -> int:
         world = MPI.COMM_WORLD
         shared = world.Split_type(MPI.COMM_TYPE_SHARED)
         rank, here = world.rank, None
+        resumed = list(resume_directory(world, options.resume, options.record)) if options.resume else []
         if shared.rank == 0:
-            findings += [*resource_limits(), *checkpoint_directories(options.dir, shared.size)]
+            findings += [*resource_limits(), *checkpoint_directories(options.dir, shared.size), *resumed]
             here = Node(MPI.Get_processor_name(), shared.size, findings)
         nodes = [node for node in world.allgather(here) if node]
     found_on: dict[Finding, list[str]] = {}
@@ -295,3 +303,41 @@ def checkpoint_directories(named: list[str], ranks: int) -> Iterator[Finding]:
         )
     if chosen and usable.isdisjoint(chosen):
         yield Finding("checkpoints", "no directory can be written to", "name one with -localckpt_dir", fatal=True)
+
+
+def resume_directory(comm: Any, path: str, megabytes: float) -> Iterator[Finding]:
+    """How long records of ``run --resume`` take in a directory: in one of its own there. Collective on `comm`."""
+    from localckpt._collective import raise_everywhere
+    from localckpt.storage.journal import Journal
+
+    inside, error = None, None
+    try:
+        if comm.rank == 0:
+            inside = tempfile.mkdtemp(prefix="localckpt_doctor_", dir=path)
+    except OSError as exc:
+        error = exc
+    seconds = []
+    try:
+        raise_everywhere(comm, error)
+        inside = comm.bcast(inside)
+        journal = Journal(inside, comm)
+        arrays = [np.ones(int(megabytes * 125_000))]  # of eight bytes
+        for entry in ([], [], [], [], [], arrays, arrays):
+            begin = time.perf_counter()
+            journal.append({"kind": "trial"}, entry)
+            seconds.append(time.perf_counter() - begin)
+        journal.close()
+    except OSError as exc:
+        reason = " ".join(str(exc).split())
+        yield Finding(path, f"cannot be used for --resume: {reason}", "name another directory", fatal=True)
+    else:
+        line, record = float(np.median(seconds[:5])), min(seconds[5:])
+        total = megabytes * comm.size
+        yield Finding(
+            path,
+            f"for --resume: {1e3 * line:.3g} ms for a value, {record:.3g} s for {total:.6g} MB of {comm.size} ranks "
+            f"({total / record:.3g} MB/s)",
+        )
+    finally:
+        if comm.rank == 0 and inside is not None:
+            shutil.rmtree(inside, ignore_errors=True)

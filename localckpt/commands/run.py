@@ -12,10 +12,32 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "run",
         help="run an unmodified script or module on localckpt",
-        usage="%(prog)s (script.py | -m module) [arguments ...]",
+        usage="%(prog)s [--resume DIR ...] (script.py | -m module) [arguments ...]",
         description="Run a script or module as python does, with the checkpoints of Firedrake's own "
         "enable_disk_checkpointing stored by localckpt.",
-        epilog="Exit status: that of the script.",
+        epilog="Exit status: that of the script. With --resume: 75 if the job has to be run again to go on, 1 if it "
+        "cannot go on.",
+    )
+    parser.add_argument("--resume", metavar="DIR", help="go on where the last job with this directory ended")
+    parser.add_argument(
+        "--resume-recording",
+        action="store_true",
+        help="with --resume: also write the solves of the recording, which later jobs read instead",
+    )
+    parser.add_argument(
+        "--walltime",
+        type=seconds,
+        metavar="TIME",
+        help="with --resume: from the start to the end of the job, as seconds, H:M or H:M:S (default: as Slurm or PBS "
+        "says)",
+    )
+    parser.add_argument(
+        "--take-over", action="store_true", help="with --resume: even if another job has, or may have, the directory"
+    )
+    parser.add_argument(
+        "--resume-strict",
+        action="store_true",
+        help="with --resume: stop where a recorded evaluation is due and the control is another one",
     )
     add_target(parser)
     parser.set_defaults(main=main)
@@ -30,8 +52,56 @@ def add_target(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     status = prepare(options, "run")
-    if status == 0:
+    if status:
+        return status
+    if options.resume:
+        return execute_and_resume(options)
+    execute(options)
+    return 0
+
+
+def seconds(text: str) -> float:
+    """A time as seconds, H:M or H:M:S."""
+    numbers = [float(part) for part in text.split(":")]
+    if len(numbers) == 1:
+        return numbers[0]
+    hours, minutes, *rest = numbers
+    return 3600 * hours + 60 * minutes + sum(rest)
+
+
+def execute_and_resume(options: argparse.Namespace) -> int:
+    """Run the target where its last job ended: the exit status. Collective on COMM_WORLD."""
+    os.environ.setdefault("SCOTCH_PTHREAD_NUMBER", "1")  # with several threads each partition is another one
+    from mpi4py import MPI
+
+    from localckpt.adjoint import patches, runs
+
+    run = None
+    try:
+        patches.install("run")
+        run = runs.resume(
+            options.resume,
+            recording=options.resume_recording,
+            walltime=options.walltime,
+            take_over=options.take_over,
+            strict=options.resume_strict,
+        )
         execute(options)
+        status = 0
+    except runs.ResumeError as exc:
+        if MPI.COMM_WORLD.rank == 0:
+            print(f"localckpt run: {exc}", file=sys.stderr)
+        status = 1
+    except SystemExit as exc:
+        if isinstance(exc.code, str):
+            print(exc.code, file=sys.stderr)
+        status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+    except Exception:
+        if run is None or not run.leaving:  # a library may have made another exception of the one that ends the job
+            raise
+        status = runs.AGAIN
+    if run is not None:
+        run.finish(status)
     return status
 
 

@@ -94,7 +94,7 @@ def test_schedule_holds_no_more_rows_after_three_sweeps_than_after_two(schedule,
 
 
 def keeps_objects_with_singledispatchmethods():
-    """Whether this Python has the fault cpython#127750, which keeps pyadjoint's CheckpointManager, and so its tape, alive."""
+    """Whether this Python has the fault cpython#127750: it keeps pyadjoint's CheckpointManager, and its tape, alive."""
 
     class Dispatcher:
         @functools.singledispatchmethod

@@ -7,7 +7,7 @@ import pytest
 import localckpt
 
 
-@pytest.mark.parametrize("command", ["run", "verify", "bench", "plan", "doctor", "clean"])
+@pytest.mark.parametrize("command", ["run", "status", "plan", "verify", "doctor", "bench", "clean"])
 def test_help_explains_the_exit_status(run, command):
     done = run(command, "--help")
     assert done.returncode == 0 and "Exit status" in done.stdout

@@ -160,3 +160,16 @@ def test_memory_cgroups(tmp_path, cgroup, mount, names, groups, expected):
         for name, number in zip(names, numbers):
             (directory / name).write_text(f"{number}\n")
     assert min(memory_limits(tmp_path), default=None) == expected
+
+
+def test_measures_a_directory_for_resumed_runs_on_all_ranks(run, tmp_path):
+    done = run("doctor", "--json", "--resume", tmp_path, "--record", "0.1", ranks=2)
+    message = findings(done)[str(tmp_path)]["message"]
+    assert message.startswith("for --resume: ") and "0.2 MB of 2 ranks" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_directory_for_resumed_runs_that_cannot_be_used_fails(run, tmp_path):
+    done = run("doctor", "--json", "--resume", tmp_path / "missing")
+    assert done.returncode == 1
+    assert findings(done)[str(tmp_path / "missing")]["fatal"]

@@ -1,0 +1,188 @@
+"""Kill runs that resume, at random, and compare how they end with runs that were not interrupted (make kill).
+
+    python tests/faults/kill_runs.py DIRECTORY [SECONDS] [PATTERN]
+
+Results go to DIRECTORY/results, a line of JSON for each run; runs that are there are not made again. A run is killed up
+to five times: its processes by SIGKILL, all at once or one of them; by SIGKILL while a record is being written; by
+SIGTERM or SIGUSR1 to all of them; or by the end of its time. Exits with 1 if a run did not end as it should.
+"""
+
+import fnmatch
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+SCRIPT = Path(__file__).with_name("resumable.py")
+PROBLEMS = "burgers", "convection"
+OPTIMISERS = "scipy", "lmvm", "blmvm", "hand"
+SCHEDULES = "none", "disk", "revolve", "multistage", "hrevolve"
+RANKS = 1, 2, 3
+ENDS = "kill all", "kill one", "kill in a commit", "SIGTERM", "SIGUSR1", "end of time"
+LIMIT = 300  # seconds for a job: one that takes longer hangs
+AGAIN = 75
+
+
+def cases():
+    """Runs such that each pair of values of two properties is in one of them, more or less."""
+    every = list(itertools.product(PROBLEMS, OPTIMISERS, SCHEDULES, RANKS))
+    random.Random(0).shuffle(every)
+    missing = {pair for case in every for pair in itertools.combinations(enumerate(case), 2)}
+    for case in every:
+        covered = set(itertools.combinations(enumerate(case), 2)) & missing
+        if covered:
+            missing -= covered
+            yield case
+
+
+def start(case, directory, result, options=(), pace=0.0):
+    """Start a job of a run, or the uninterrupted run of a case."""
+    problem, optimiser, schedule, ranks = case
+    command = [sys.executable, "-m", "localckpt", "run", "--resume", directory, *options]
+    command += [SCRIPT, problem, optimiser, schedule, result, pace]
+    return subprocess.Popen(
+        ["mpiexec", "-n", str(ranks), *map(str, command)],
+        stdout=open(f"{result}.log", "a"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "MPIEXEC_TIMEOUT": str(LIMIT)},
+    )
+
+
+def ranks_of(job):
+    """The processes of its ranks."""
+    try:
+        below = psutil.Process(job.pid).children(recursive=True)
+        return [process for process in below if "resumable.py" in " ".join(process.cmdline())]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def interrupt(job, end, chance, directory, begin):
+    """Wait for a random instant, and end the job in that way."""
+    while not (directory / "journal").exists() and job.poll() is None:  # it imports Firedrake
+        time.sleep(0.01)
+    wait_until = time.monotonic() + chance.uniform(0.0, 1.2 * begin)
+    size = nbytes_of_arrays(directory)
+    while job.poll() is None:
+        if end == "kill in a commit":
+            if time.monotonic() > wait_until - begin and nbytes_of_arrays(directory) != size:
+                break
+            size = nbytes_of_arrays(directory)
+            time.sleep(0.0002)
+        elif time.monotonic() > wait_until:
+            break
+        else:
+            time.sleep(0.005)
+    processes = ranks_of(job)
+    if end == "SIGTERM" or end == "SIGUSR1":
+        for process in processes:
+            with_suppressed(lambda process=process: process.send_signal(getattr(signal, end)))
+    elif end == "kill one" and processes:
+        with_suppressed(chance.choice(processes).kill)
+    elif end.startswith("kill"):
+        for process in processes:
+            with_suppressed(process.kill)
+
+
+def with_suppressed(call):
+    try:
+        call()
+    except psutil.NoSuchProcess:
+        pass
+
+
+def nbytes_of_arrays(directory):
+    return sum(path.stat().st_size for path in directory.glob("arrays-*"))
+
+
+def wait(job):
+    """The exit status of a job, whose processes are gone then."""
+    try:
+        return job.wait(LIMIT + 30)
+    finally:
+        try:
+            os.killpg(job.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def run(case, seed, where, kills=5, pace=0.02):
+    """Kill a run up to so many times, then let it end: the line for the results."""
+    chance = random.Random(seed)
+    name = "-".join(map(str, case))
+    whole = where / f"{name}.npy"
+    if not whole.exists():
+        begin = time.monotonic()
+        job = start(case, where / f"{name}-whole", whole, pace=pace)
+        if wait(job):
+            raise SystemExit(f"the uninterrupted run failed: {whole}.log")
+        (where / f"{name}.seconds").write_text(str(time.monotonic() - begin))
+    seconds = float((where / f"{name}.seconds").read_text())
+    directory, result = where / f"{name}-{seed}", where / f"{name}-{seed}.npy"
+    shutil.rmtree(directory, ignore_errors=True)
+    ends, statuses = [], []
+    for _ in range(kills):
+        end = chance.choice(ENDS)
+        options = ["--walltime", f"{chance.uniform(0.5, 1.0) * seconds + 5:.1f}"] if end == "end of time" else []
+        job = start(case, directory, result, options, pace)
+        if end != "end of time":
+            interrupt(job, end, chance, directory, seconds / 2)
+        ends.append(end)
+        statuses.append(wait(job))
+        if statuses[-1] == 0:
+            break
+    if statuses[-1:] != [0]:
+        statuses.append(wait(start(case, directory, result, pace=0)))
+    line = {"case": name, "seed": seed, "ends": ends, "statuses": statuses, "kills": sum(s != 0 for s in statuses)}
+    if statuses[-1] == 0:
+        found, expected = np.load(result), np.load(whole)
+        line["same bits"] = bool(np.array_equal(found, expected))
+        line["distance"] = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    line["right"] = statuses[-1] == 0 and (line["same bits"] or (case[-1] > 1 and line["distance"] < 1e-8))
+    wrong = [status for end, status in zip(ends, statuses) if end[0] != "k" and status not in (0, AGAIN)]
+    line["right"] = line["right"] and not wrong
+    if line["right"]:
+        shutil.rmtree(directory)
+    return line
+
+
+def main(where, seconds="3600", pattern="*"):
+    """Runs until the time is over or 200 kills are done."""
+    where = Path(where).absolute()
+    where.mkdir(parents=True, exist_ok=True)
+    results = where / "results"
+    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    end = time.monotonic() + float(seconds)
+    for seed, case in itertools.product(range(100), list(cases())):
+        name = "-".join(map(str, case))
+        known = {(line["case"], line["seed"]) for line in done}
+        if (name, seed) in known or not fnmatch.fnmatch(name, pattern):
+            continue
+        if time.monotonic() > end or sum(line["kills"] for line in done) >= 200:
+            break
+        done.append(run(case, seed, where))
+        with results.open("a") as file:
+            print(json.dumps(done[-1]), file=file)
+        print(json.dumps(done[-1]), flush=True)
+    one = [line for line in done if line["case"].endswith("-1")]
+    print(
+        f"{len(done)} runs, killed {sum(line['kills'] for line in done)} times: "
+        f"{sum(line['right'] for line in done)} ended as uninterrupted ones; on one rank "
+        f"{sum(line.get('same bits', False) for line in one)} of {len(one)} with the same bits; largest relative "
+        f"distance on several {max((line.get('distance', 1.0) for line in done), default=0.0):.1e}"
+    )
+    return not all(line["right"] for line in done)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
