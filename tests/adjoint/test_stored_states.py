@@ -132,7 +132,7 @@ WAYS = {
         FEW_ON_DISK,
         [1, 3],
         [],
-        "MultistageCheckpointSchedule stores only restart data of timesteps 0, 2 and what the gradient needs of timestep",
+        "MultistageCheckpointSchedule stores only restart data of timesteps 0, 2 and what the gradient needs of ti",
     ),
     "all in one file": (in_one_file, ALL, EACH, EACH, ""),
     "all on Firedrake's": (on_firedrake, ALL, EACH, EACH, ""),
