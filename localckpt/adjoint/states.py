@@ -8,6 +8,7 @@ one that does not count.
 """
 
 import operator
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -69,13 +70,17 @@ class StoredStates(Mapping[int, Function | Cofunction]):
     ------
     KeyError
         From ``states[n]``, on all ranks alike, with the reason why the tape does not hold that state.
+    localckpt.StorageError
+        From ``states[n]``, if the state cannot be read back: where restoring the checkpoint raises it.
     """
 
     def __init__(self, function: Function | Cofunction, tape: Tape) -> None:
         self._function, self._tape = function, tape
         self._written, self._part = parent_of(function)
-        self._blocks: tuple[Any, int] | None = None  # for which blocks, and how many, the next one was made
-        self._variables: list[Any] = []
+        # Of each timestep, the block variable with the value at its end, and for which blocks, and how many, that was
+        # found. The references are weak: a tape that is cleared must let go of its checkpoints.
+        self._variables: list[weakref.ref[Any] | None] = []
+        self._found_in: tuple[weakref.ref[Any], int] | None = None
 
     def __getitem__(self, timestep: int) -> Function | Cofunction:
         checkpoint, reason = self._look_up(timestep)
@@ -117,17 +122,19 @@ class StoredStates(Mapping[int, Function | Cofunction]):
     def _variable(self, timestep: int) -> Any:
         """The block variable with the value at the end of a timestep, or None if no block has had the Function yet."""
         blocks = self._tape.get_blocks()
-        if self._blocks is None or self._blocks[0] is not blocks or self._blocks[1] != len(blocks):
-            self._blocks = blocks, len(blocks)
+        number = len(blocks)
+        if self._found_in is None or self._found_in[0]() is not blocks or self._found_in[1] != number:
+            self._found_in = weakref.ref(blocks), number
             self._variables, last = [], None
             for step in self._tape.timesteps:
                 for block in step:
                     for variable in (*block.get_dependencies(), *block.get_outputs()):
                         if variable.output is self._written:
-                            last = variable
+                            last = weakref.ref(variable)
                 self._variables.append(last)
         # A timestep without blocks may have been added since.
-        return self._variables[min(timestep, len(self._variables) - 1)]
+        reference = self._variables[min(timestep, len(self._variables) - 1)]
+        return reference and reference()
 
 
 def parent_of(function: Function | Cofunction) -> tuple[Function | Cofunction, int | None]:

@@ -3,6 +3,7 @@
 import functools
 import gc
 import warnings
+import weakref
 
 import firedrake as fd
 import numpy as np
@@ -375,6 +376,17 @@ def test_states_of_another_tape_than_the_working_one(tape, shared_tmp):
     with bare_tape():
         assert list(stored_states(problem.u)) == []
         assert list(stored_states(problem.u, tape)) == EACH
+
+
+def test_a_tape_that_is_cleared_has_no_states_and_holds_none(tape, shared_tmp):
+    problem = record(on_localckpt, ALL, shared_tmp)
+    states = stored_states(problem.u)
+    assert list(states) == EACH
+    held = [weakref.ref(checkpoint) for step in tape.timesteps for checkpoint in step._checkpoint.values()]
+    tape.clear_tape()
+    problem.__dict__.clear()
+    gc.collect()
+    assert held and not any(checkpoint() for checkpoint in held) and list(states) == []
 
 
 def test_only_functions_have_states():
