@@ -50,7 +50,7 @@ def run(tmp_path, run_script, small_disk):
             tmp_path / "big",
             ranks=ranks,
             before=[*before, "env", *env],
-            seconds=150,
+            seconds=200,
         )
 
     return run
