@@ -28,6 +28,8 @@ from localckpt.adjoint.checkpointer import summary as summary
 from localckpt.adjoint.checkpoints import LocalCheckpoint as LocalCheckpoint
 from localckpt.adjoint.patches import checkpointable_mesh
 from localckpt.adjoint.progress import ProgressBar as ProgressBar
+from localckpt.adjoint.states import StoredStates as StoredStates
+from localckpt.adjoint.states import stored_states as stored_states
 
 __all__ = [
     "checkpointable_mesh",

@@ -1,8 +1,11 @@
 """What ``localckpt verify`` finds of one gradient or another, in this process."""
 
+import functools
 import random
 
 import pytest
+import test_controls as cases
+from burgers import bare_tape
 from firedrake import (
     COMM_WORLD,
     Ensemble,
@@ -28,10 +31,12 @@ from firedrake.adjoint import (
     get_working_tape,
     stop_annotating,
 )
+from mpi4py import MPI
 from pyadjoint import AdjFloat, Block
 
+from localckpt.adjoint import enable_disk_checkpointing
 from localckpt.adjoint.derivatives import Request
-from localckpt.adjoint.gradient_tests import GradientTests
+from localckpt.adjoint.gradient_tests import GradientTests, comm_of
 
 
 @pytest.fixture
@@ -52,12 +57,103 @@ def J(c):
 
 
 def report_of(functional, bounds=None, adj_input=1.0):
-    comm = functional.ensemble.global_comm if hasattr(functional, "ensemble") else COMM_WORLD
-    return GradientTests(Request(functional, adj_input, bounds, 0.0), comm).report()
+    return GradientTests(Request(functional, adj_input, bounds, 0.0), comm_of(functional)).report()
 
 
 def orders(report):
     return [test.order for test in report.tests]
+
+
+def report_of_case(case, schedule, tape):
+    """That of a case of test_controls.py."""
+    enable_disk_checkpointing()
+    if schedule is not None:
+        tape.enable_checkpointing((cases.ON_DISK | cases.IN_MEMORY)[schedule](cases.STEPS))
+    adj_input = cases.field() if case is cases.functional_that_is_a_cofunction else 1.0
+    return report_of(cases.functional_of(case), adj_input=adj_input)
+
+
+@pytest.mark.parametrize(
+    "case, schedule",
+    [
+        (cases.source_of_each_step, None),
+        (cases.initial_condition, "all on disk"),
+        (cases.number, "multistage, disk"),
+        (cases.state_that_each_step_overwrites, "revolve"),
+        (cases.source_as_it_is_in_one_step, "mixed, disk"),
+        (cases.functional_that_is_a_cofunction, "multistage, memory and disk"),
+        (cases.shape, "all on disk"),
+        (cases.product_over_steps, "all in memory"),
+    ],
+)
+def test_gradient_that_is_right(case, schedule, tape):
+    report = report_of_case(case, schedule, tape)
+    assert report.verdict == "right" and orders(report) == pytest.approx([2, 2], abs=0.1), report
+
+
+@pytest.mark.parametrize("schedule", ["revolve", "multistage, disk"])
+@pytest.mark.parametrize("case, first", [(cases.shape, 1), (cases.product_over_steps, 2)])
+def test_gradient_that_is_known_to_be_wrong(case, first, schedule, tape):
+    report = report_of_case(case, schedule, tape)
+    assert report.verdict == "wrong" and orders(report) == pytest.approx([first, 1], abs=0.1), report
+
+
+# A state of one timestep is used nonlinearly in a later one. With schedules that compute steps again, pyadjoint-ad
+# 2026.10.0 has a wrong gradient: at each control if it is the next step, otherwise at others than the recorded one.
+def next_step():
+    """Explicit steps: each uses the state of the one before, and not linearly."""
+    control = cases.field()
+    u, new = Function(cases.space()), Function(cases.space())
+    for _ in cases.steps():
+        new.interpolate(u + 0.1 * (control - u**3))
+        u.assign(new)
+    return cases.energy(u), [control]
+
+
+def later_step():
+    control = cases.field()
+    u, before, solver = cases.decay(control)
+    kept = Function(cases.space())
+    for step in cases.steps():
+        solver.solve()
+        before.assign(u)
+        if step == 1:
+            kept.assign(u)
+        if step == 3:
+            before.interpolate(before + kept**2)
+    return cases.energy(u), [control]
+
+
+@pytest.mark.parametrize(
+    "case, schedule, expected",
+    [
+        (next_step, "all on disk", [2, 2]),
+        (next_step, "multistage, disk", [1, 1]),
+        (later_step, "revolve", [2, 1]),
+    ],
+)
+def test_state_that_is_used_again(case, schedule, expected, tape):
+    report = report_of_case(case, schedule, tape)
+    assert report.verdict == ("right" if expected == [2, 2] else "wrong"), report
+    assert orders(report) == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.parallel(2)
+@pytest.mark.parametrize(
+    "case, schedule, verdict",
+    [(cases.number, "all on disk", "right"), (cases.product_over_steps, "multistage, disk", "wrong")],
+)
+def test_two_ranks_find_what_one_finds(case, schedule, verdict, monkeypatch):
+    found = []
+    for comm in MPI.COMM_WORLD, MPI.COMM_SELF:
+        square = UnitSquareMesh(4, 4, comm=comm)
+        monkeypatch.setattr(cases, "space", functools.partial(FunctionSpace, square, "CG", 1))
+        with bare_tape() as tape:
+            found.append(report_of_case(case, schedule, tape))
+    together, alone = found
+    assert together.verdict == alone.verdict == verdict
+    assert orders(together) == pytest.approx(orders(alone), abs=0.01)
+    assert [test.slope for test in together.tests] == pytest.approx([test.slope for test in alone.tests])
 
 
 def mixed(V, c):

@@ -1,4 +1,4 @@
-"""Commands are run as users run them, in processes of their own."""
+"""Commands are run as users run them, in processes of their own, but for most tests of verify."""
 
 import os
 import resource

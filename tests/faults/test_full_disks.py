@@ -10,11 +10,16 @@ small, big = sys.argv[2:4]
 os.makedirs(big, exist_ok=True)
 import logging, resource
 logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.INFO)
+import functools, gc
 import firedrake as fd
 from burgers import assert_same, bare_tape, record, record_on_disk, sweep
 mesh = fd.UnitSquareMesh(40, 40)
-with bare_tape():
-    expected = sweep(record(mesh=mesh), 1.3, mesh)
+
+
+@functools.cache
+def expected():
+    with bare_tape():
+        return sweep(record(mesh=mesh), 1.3, mesh)
 
 
 def recorded(**arguments):
@@ -25,7 +30,7 @@ def recorded(**arguments):
 
 def evaluate(functional):
     for _ in range(2):
-        assert_same([sweep(functional, 1.3, mesh)], [expected])
+        assert_same([sweep(functional, 1.3, mesh)], [expected()])
     print("right", flush=True)
 
 """
@@ -45,62 +50,65 @@ def run(tmp_path, run_script, small_disk):
             tmp_path / "big",
             ranks=ranks,
             before=[*before, "env", *env],
-            seconds=100,
+            seconds=200,
         )
 
     return run
 
 
-@pytest.mark.parametrize("engine", ["direct", "viewer"])
 @pytest.mark.parametrize("ranks, layout", LAYOUTS)
-def test_a_run_goes_on_in_the_next_directory(run, ranks, layout, engine):
+def test_a_run_goes_on_in_the_next_directory(run, ranks, layout):
     done = run(
         f"""
-checkpointer, functional = recorded(checkpoint_dir=[small, big], engine={engine!r},
-                                    checkpoint_comm=MPI.COMM_SELF if {layout!r} == "own" else comm)
-evaluate(functional)
-store = checkpointer._functions.store
-assert any(comm.allgather(len(store._files) == 2))
-assert type(store.current_file.engine).__name__ == {engine.capitalize() + "Engine"!r}
+def go_on(engine):
+    checkpointer, functional = recorded(checkpoint_dir=[small, big], engine=engine,
+                                        checkpoint_comm=MPI.COMM_SELF if {layout!r} == "own" else comm)
+    evaluate(functional)
+    store = checkpointer._functions.store
+    assert any(comm.allgather(len(store._files) == 2))
+    assert any(comm.allgather(store._files[0].bytes_taken > 0))
+    assert type(store.current_file.engine).__name__ == engine.capitalize() + "Engine"
+
+
+for engine in "direct", "viewer":
+    go_on(engine)
+    gc.collect()
 """,
         ranks,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("right") == max(1, ranks) and "No space left on device" in done.stdout
+    assert done.stdout.count("right") == 2 * max(1, ranks) and done.stdout.count("No space left on device") > 1
 
 
-def test_a_directory_that_is_not_there_is_passed_over(run):
-    done = run("evaluate(recorded(checkpoint_dir=['/no/such/directory', big])[1])")
+def test_a_directory_that_is_not_there_is_passed_over_and_names_may_have_environment_variables(run):
+    done = run("""
+os.environ["ELSEWHERE"] = big
+checkpointer, functional = recorded(checkpoint_dir=["/no/such/directory", "$ELSEWHERE"])
+assert checkpointer.dirname.startswith(big)
+evaluate(functional)
+""")
     assert done.returncode == 0, done.stderr
     assert "no checkpoints to /no/such/directory" in done.stdout
 
 
-def test_directories_may_name_environment_variables(run):
-    done = run("""
-os.environ["ELSEWHERE"] = big
-checkpointer, functional = recorded(checkpoint_dir="$ELSEWHERE")
-assert checkpointer.dirname.startswith(big)
-""")
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize("ranks, layout", LAYOUTS)
-@pytest.mark.parametrize("engine", ["direct", "viewer"])
-def test_a_limit_is_kept(run, ranks, layout, engine):
+def test_a_limit_is_kept(run, ranks, layout):
     done = run(
         f"""
-checkpointer, functional = recorded(checkpoint_dir=[small, big], engine={engine!r},
-                                    checkpoint_comm=MPI.COMM_SELF if {layout!r} == "own" else comm)
-evaluate(functional)
-store = checkpointer._functions.store
-assert len(store._files) == 2 and 0 <= store._files[0].limit_left, store._files[0].limit_left
+for engine in "direct", "viewer":
+    checkpointer, functional = recorded(checkpoint_dir=[small, big], engine=engine,
+                                        checkpoint_comm=MPI.COMM_SELF if {layout!r} == "own" else comm)
+    evaluate(functional)
+    store = checkpointer._functions.store
+    assert len(store._files) == 2 and 0 <= store._files[0].limit_left, store._files[0].limit_left
 """,
         ranks,
         size="100m",
         env=["PETSC_OPTIONS=-localckpt_dir_limit 300e3,1e9"],
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("right") == max(1, ranks) and "Disk quota exceeded" in done.stdout
+    assert done.stdout.count("right") == 2 * max(1, ranks) and done.stdout.count("Disk quota exceeded") > 1
+    assert done.stdout.count("the first timestep takes") == 2  # once for each tape
 
 
 LOST = """
@@ -218,12 +226,6 @@ recorded(checkpoint_dir=big, checkpoint_comm=MPI.COMM_SELF if own else comm)
     messages = [line for line in done.stderr.splitlines() if line.startswith("localckpt._errors.LostCheckpointError")]
     assert len(messages) == (1 if layout == "own" else len(messages)) and messages
     assert "rank 1" in done.stderr and "File too large" in done.stderr
-
-
-def test_what_a_timestep_takes_is_said_once(run):
-    done = run("evaluate(recorded(checkpoint_dir=big)[1])", 2)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("the first timestep takes") == 1
 
 
 def test_a_disk_that_is_nearly_full_is_a_warning(run):
