@@ -111,6 +111,9 @@ class StoredStates(Mapping[int, Function | Cofunction]):
                 f"the tape is being evaluated, or its last evaluation failed: read {name!r} after an evaluation, "
                 "for example in eval_cb_post"
             )
+        resumed = self._tape._package_data.get("localckpt.resume")
+        if resumed is not None and resumed.due:
+            return None, "the last evaluation was recorded by an earlier job: the tape has the states of another one"
         variable = self._variable(timestep)
         if variable is None:
             return None, f"no block up to timestep {timestep} uses or writes this {name!r}; a copy of it does not count"

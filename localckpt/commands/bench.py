@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from localckpt.commands.units import positive
 from localckpt.storage import run_directories
 
 if TYPE_CHECKING:
@@ -45,12 +46,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seconds", type=positive, default=60, help="how long to measure (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.set_defaults(main=main)
-
-
-def positive(word: str) -> float:
-    if not float(word) > 0:
-        raise ValueError
-    return float(word)
 
 
 @dataclass

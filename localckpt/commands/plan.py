@@ -3,13 +3,13 @@
 import argparse
 import json
 import os
-import re
 import sys
 from dataclasses import asdict, dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 from localckpt.commands import bench
+from localckpt.commands.units import duration, positive, size, walltime, whole
 
 if TYPE_CHECKING:
     from localckpt.commands.schedules import Candidate, Room
@@ -62,47 +62,9 @@ def add_parser(commands: Any) -> None:
         metavar="FILE",
         help="measure nothing: take what 'bench --json' has printed on a node",
     )
-    parser.add_argument("--seconds", type=bench.positive, default=10, help="how long to measure (default: %(default)s)")
+    parser.add_argument("--seconds", type=positive, default=10, help="how long to measure (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.set_defaults(main=main, fail=parser.error)
-
-
-# What argparse calls for an argument; a ValueError is its "invalid … value".
-
-PREFIXES = {"": 1, **{prefix: 1000 ** (power + 1) for power, prefix in enumerate("KMGT")}}
-BINARY = {f"{prefix}I": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")}
-UNITS = {"ms": 1e-3, "": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}
-
-
-def size(word: str) -> float:
-    """Bytes: ``180M``, ``1.5TiB``, ``4e9``."""
-    found = re.fullmatch(r"([\d.]+(?:e\d+)?)\s*([KMGT]?I?)B?", word.upper().replace("E", "e"))
-    if found is None:
-        raise ValueError
-    return float(found[1]) * (PREFIXES | BINARY)[found[2]]
-
-
-def duration(word: str) -> float:
-    """Seconds, more than 0: ``12s``, ``200ms``, ``1.5h``."""
-    found = re.fullmatch(r"([\d.]+(?:e-?\d+)?)\s*([a-z]*)", word)
-    if found is None or found[2] not in UNITS:
-        raise ValueError
-    return bench.positive(found[1]) * UNITS[found[2]]
-
-
-def walltime(word: str) -> float:
-    """Seconds: ``24:00``, ``1-12:30:00``, or as :func:`duration`."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", word)
-    if found is None:
-        return duration(word)
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def whole(word: str) -> int:
-    if int(word) < 1:
-        raise ValueError
-    return int(word)
 
 
 def read_run(path: str) -> dict[str, Any]:

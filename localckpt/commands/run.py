@@ -7,6 +7,8 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
+from localckpt.commands.units import walltime
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
@@ -26,10 +28,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--walltime",
-        type=seconds,
+        type=walltime,
         metavar="TIME",
-        help="with --resume: from the start to the end of the job, as seconds, H:M or H:M:S (default: as Slurm or PBS "
-        "says)",
+        help="with --resume: from the start to the end of the job: H:MM, D-HH:MM:SS or seconds (default: what Slurm or "
+        "PBS says)",
     )
     parser.add_argument(
         "--take-over", action="store_true", help="with --resume: even if another job has, or may have, the directory"
@@ -58,15 +60,6 @@ def main(options: argparse.Namespace) -> int:
         return execute_and_resume(options)
     execute(options)
     return 0
-
-
-def seconds(text: str) -> float:
-    """A time as seconds, H:M or H:M:S."""
-    numbers = [float(part) for part in text.split(":")]
-    if len(numbers) == 1:
-        return numbers[0]
-    hours, minutes, *rest = numbers
-    return 3600 * hours + 60 * minutes + sum(rest)
 
 
 def execute_and_resume(options: argparse.Namespace) -> int:

@@ -31,7 +31,15 @@ from mpi4py import MPI
 from petsc4py import PETSc
 from pyadjoint import AdjFloat
 
-from localckpt.adjoint import checkpointable_mesh, enable_disk_checkpointing, patches, replaying, resume, runs
+from localckpt.adjoint import (
+    checkpointable_mesh,
+    enable_disk_checkpointing,
+    patches,
+    replaying,
+    resume,
+    runs,
+    stored_states,
+)
 
 WORLD = MPI.COMM_WORLD
 SOLVE = fd.NonlinearVariationalSolver.solve
@@ -549,6 +557,21 @@ def test_callbacks_run_in_a_replay_and_can_tell(shared_tmp):
     assert seen[0] == [("before", False), ("after", False), ("derivative", False)]
     assert seen[1] == [("before", True), ("after", True), ("derivative", True)]
     assert not replaying()
+
+
+@pytest.mark.parallel([1, 2])
+def test_states_of_a_recorded_evaluation_are_not_there(shared_tmp):
+    for last in (False, True):
+        with job(shared_tmp):
+            initial = line()
+            functional = diffusion(initial)
+            states = stored_states(initial)
+            functional(line(0.5))
+            if last:
+                with pytest.raises(KeyError, match="recorded by an earlier job"):
+                    states[0]
+            else:
+                assert np.array_equal(states[0].dat.data_ro, line(0.5).dat.data_ro)
 
 
 @pytest.mark.parallel([2, 3])

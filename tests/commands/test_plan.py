@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from localckpt.commands import bench
-from localckpt.commands.plan import Disk, Planner, Step, disk_of, duration, size, walltime
+from localckpt.commands.plan import Disk, Planner, Step, disk_of
 from localckpt.commands.schedules import Candidate, Room, candidates, count, fewer
+from localckpt.commands.units import duration, size, walltime
 
 HAND = "--step-bytes", "100M", "--restart-bytes", "50M", "--forward", "1s", "--reverse", "2s"
 # Of a timestep of 1 MB on each of 4 ranks.
