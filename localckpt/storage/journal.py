@@ -116,8 +116,8 @@ class Journal:
     def _take(self, entries: list[Entry], nbytes: int) -> None:
         """Take up entries that are in the journal, in so many bytes."""
         for entry in entries:
-            if "at" in entry:
-                self._ends = [max(end, at) for end, (_, at, _) in zip(self._ends, entry["at"])]
+            for group, (_, end, _) in enumerate(entry.get("at", [])[: len(self._ends)]):
+                self._ends[group] = max(self._ends[group], end)
         self.entries += entries
         self._length += nbytes
 

@@ -104,12 +104,18 @@ class Owner:
                 "alive": alive,
             }
         )
-        file = os.open(os.path.join(self._directory, NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = os.path.join(self._directory, NAME)
+        new = f"{path}.{self.token}"
         try:
-            os.pwrite(file, line, 0)  # whoever reads meanwhile finds a whole line: the file is not emptied before
-            os.fsync(file)
-        finally:
-            os.close(file)
+            with open(new, "wb") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, path)  # whoever reads it meanwhile finds the whole of the one or the other
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(new)
+            raise
 
     def check(self) -> None:
         """Raise Owned if another job has taken the directory over."""
@@ -163,7 +169,7 @@ def read(directory: str | os.PathLike[str]) -> dict[str, Any]:
         return {}
     if not entries or entries[0] is DAMAGED:
         return {}
-    return {**entries[0], "quiet": max(quiet, 0.0)}  # behind the first line is the end of an older, longer one
+    return {**entries[0], "quiet": max(quiet, 0.0)}
 
 
 def is_locked(descriptor: int, directory: str) -> bool | None:
