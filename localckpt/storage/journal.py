@@ -69,7 +69,6 @@ class Journal:
         self.entries: list[Entry] = []
         self.bytes_written = 0
         self._group = comm.rank // RANKS_PER_FILE
-        self._path = os.path.join(directory, f"arrays-{self._group:05d}")
         self._file = self._journal = -1
         self._unwritable: tuple[Any, ...] = ()  # the arguments of the OSError
         self._length = 0  # of the journal's whole lines, in bytes
@@ -84,6 +83,7 @@ class Journal:
     def _open(self) -> None:
         content, error = b"", None
         try:
+            self._path = os.path.join(self.directory, f"arrays-{self._group:05d}")
             self._file = self._open_file(self._path)
             if self.comm.rank == 0:
                 self._journal = self._open_file(os.path.join(self.directory, NAME), os.O_APPEND)
