@@ -203,11 +203,13 @@ def why_alive(owner: dict[str, Any], locked: bool | None) -> str:
     if locked:
         # Some servers keep the lock of a host that has crashed.
         return "" if owner and not here and has_ended(owner) else "runs: it holds the lock of this directory"
-    if not owner or not owner["alive"] or (locked is False and owner["locked"]):
+    if not owner or not owner["alive"]:
         return ""
-    if here:
+    if here:  # even if the lock is free: its file may have been removed
         started = start_of_process(owner["process"])
         return "runs" if started and started == owner["started"] and owner["process"] != os.getpid() else ""
+    if locked is False and owner["locked"]:
+        return ""
     ended = has_ended(owner)
     if ended is not None:
         return "" if ended else "runs, as its scheduler says"

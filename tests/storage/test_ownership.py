@@ -224,14 +224,17 @@ def test_a_living_job_that_took_over_is_not_disowned_when_the_old_one_ends(tmp_p
         new.check()
 
 
-# Where locks hold on one host only
+# Where the lock says nothing
 
 
-def test_where_locks_do_not_reach_other_hosts_the_process_is_looked_for(tmp_path, owned, monkeypatch):
-    monkeypatch.setattr(ownership, "LOCAL_LOCKS", NO_LOCKS)
+@pytest.mark.parametrize("local_locks", [NO_LOCKS, set()], ids=["no locks", "locks"])
+def test_on_the_same_host_the_process_is_looked_for_where_the_lock_says_nothing(
+    tmp_path, owned, monkeypatch, local_locks
+):
+    monkeypatch.setattr(ownership, "LOCAL_LOCKS", local_locks)
     with another_job(tmp_path) as process:
-        assert not ownership.read(tmp_path)["locked"]
-        (tmp_path / LOCK).unlink()  # so that the lock itself does not tell
+        assert ownership.read(tmp_path)["locked"] == (not local_locks)
+        (tmp_path / LOCK).unlink()
         with pytest.raises(Owned, match="runs"):
             Owner(tmp_path)
         os.kill(process, signal.SIGKILL)
