@@ -200,7 +200,7 @@ def why_alive(owner: dict[str, Any], locked: bool | None) -> str:
         See :func:`is_locked`.
     """
     here = owner.get("host") == socket.gethostname()
-    if locked:
+    if locked and (not owner or owner["locked"]):  # else it is still locked by one that was taken over
         # Some servers keep the lock of a host that has crashed.
         return "" if owner and not here and has_ended(owner) else "runs: it holds the lock of this directory"
     if not owner or not owner["alive"]:
