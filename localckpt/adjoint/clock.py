@@ -1,11 +1,13 @@
 """When a job has to end: what its scheduler or its user has said, and signals."""
 
+import contextlib
 import math
 import os
 import signal
 import time
 from types import FrameType
-from typing import Any
+
+import psutil
 
 __all__ = ["Clock"]
 
@@ -14,12 +16,13 @@ MARGIN = 1.1  # evaluations may take longer than the longest one before
 
 
 class Clock:
-    """The time that this process has.
+    """The time that this process has. From now on, signals that ask it to end are only noted.
 
     Parameters
     ----------
     walltime : float, optional
-        Seconds from the start of this process on. By default ``SLURM_JOB_END_TIME``, or else ``PBS_WALLTIME``.
+        Seconds from the start of this process on. By default the job ends when ``SLURM_JOB_END_TIME`` says, or else
+        ``PBS_WALLTIME`` seconds after it began.
 
     Attributes
     ----------
@@ -44,26 +47,33 @@ class Clock:
         return self.left() <= MARGIN * seconds
 
     def stop(self) -> None:
-        """Give the signals back."""
+        """Give the signals back, except those that somebody else has taken meanwhile."""
         for number, handler in self._handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            if signal.getsignal(number) == self._note:
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def end_of_job(walltime: float | None) -> float:
     """The time at which this job is ended."""
     if walltime is not None:
-        return start_of_this_process() + walltime
-    for variable, begin in (("SLURM_JOB_END_TIME", 0.0), ("PBS_WALLTIME", start_of_this_process())):
+        return psutil.Process().create_time() + walltime
+    for variable, begin in (("SLURM_JOB_END_TIME", lambda: 0.0), ("PBS_WALLTIME", start_of_pbs_job)):
         try:
-            return begin + float(os.environ[variable])
+            return float(os.environ[variable]) + begin()
         except (KeyError, ValueError):
             pass
     return math.inf
 
 
-def start_of_this_process() -> float:
-    """The time at which it was started."""
-    import psutil
+def start_of_pbs_job() -> float:
+    """The time at which this process began or, of those above it in the same job, the first one.
 
-    started: Any = psutil.Process().create_time()
-    return float(started)
+    The job's script may have done other things before.
+    """
+    process = psutil.Process()
+    began, job = process.create_time(), os.environ.get("PBS_JOBID")
+    with contextlib.suppress(psutil.Error):  # those of other users cannot be looked into
+        for parent in process.parents() if job else []:
+            if parent.environ().get("PBS_JOBID") == job:
+                began = parent.create_time()
+    return began

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
-import psutil
 from mpi4py import MPI
 from petsc4py import PETSc
 
 from localckpt.storage import run_directories
+from localckpt.storage.mounts import mount_of
 
 __all__ = [
     "Directory",
@@ -85,14 +85,7 @@ class Directory:
         OSError
             If it does not exist.
         """
-        real = os.path.realpath(path)
-        mounts = [
-            m
-            for m in psutil.disk_partitions(all=True)
-            if real == m.mountpoint or real.startswith(m.mountpoint.rstrip("/") + "/")
-        ]
-        # Of several filesystems mounted on one point, only the last one is visible.
-        mount = max(reversed(mounts), key=lambda m: len(m.mountpoint), default=None)
+        mount = mount_of(path)
         return cls(os.fspath(path), mount.fstype if mount else "unknown", shutil.disk_usage(path).free)
 
     @property

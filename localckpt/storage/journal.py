@@ -4,18 +4,25 @@ A record is an entry of JSON and, from each rank, some arrays. A directory has o
 with arrays for each group of ranks; all of them only grow. A record counts once its line is in the journal, and that is
 written after all arrays are on disk. A job that is killed at any instant therefore leaves whole records, and bytes
 behind them that nobody refers to, which the next job overwrites.
+
+In the file of a group, a record is a table (bytes and checksum of each rank's part) and then these parts. Its line has
+the checksum of the table, so that a record whose place was used again is damaged, and never another record.
 """
 
+import contextlib
+import errno
 import os
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest, xxh3_128
+from xxhash import xxh3_64_hexdigest, xxh3_128
 
 from localckpt._collective import interrupts_held, raise_everywhere
+from localckpt._errors import StorageError, TransferError
 from localckpt.storage.journal_entries import NAME, Entry, as_line, parse
 
 __all__ = ["DamagedRecord", "Journal", "sync"]
@@ -24,22 +31,25 @@ RANKS_PER_FILE = 64  # so that the number of files does not grow with the record
 PAGE = 4096  # each rank's arrays begin on a page, which a network filesystem may write as a whole
 
 
-class DamagedRecord(OSError):
+class DamagedRecord(TransferError):
     """The arrays of a record are not there, or not as they were written."""
 
 
 class Journal:
-    """The records in one directory. Making one is collective on `comm`, as are all methods.
+    """The records in one directory. Making one is collective on `comm`, as are all methods but :meth:`close`.
+
+    Opening a journal changes no record. Where the directory can only be read, :meth:`append` raises the reason.
 
     Parameters
     ----------
     directory : str
-        It exists, and nobody else writes to it.
+        It exists.
     comm : mpi4py.MPI.Intracomm
         Of the same size each time that the directory is opened: a rank gets back what the same rank has written.
+        With another size, the entries can be read, but no arrays.
     check_owner : callable
-        Called on rank 0 before each line that is written; it raises an OSError if the directory belongs to another
-        job meanwhile.
+        Called on rank 0 before anything is written; it raises an OSError if the directory belongs to another job
+        meanwhile.
 
     Attributes
     ----------
@@ -51,54 +61,65 @@ class Journal:
     Raises
     ------
     OSError
-        On every rank. The files of a journal that can only be read are opened for reading.
+        On every rank.
     """
 
     def __init__(self, directory: str, comm: MPI.Intracomm, check_owner: Callable[[], None] = lambda: None) -> None:
         self.directory, self.comm, self._check_owner = directory, comm, check_owner
+        self.entries: list[Entry] = []
         self.bytes_written = 0
-        self._group = comm.Split(comm.rank // RANKS_PER_FILE, comm.rank)
-        self._path = os.path.join(directory, f"arrays-{comm.rank // RANKS_PER_FILE:05d}")
+        self._group = comm.rank // RANKS_PER_FILE
         self._file = self._journal = -1
-        error: Exception | None = None
-        content = b""
-        with interrupts_held():
-            try:
-                if comm.rank == 0:
-                    self._journal = open_for_appending(os.path.join(directory, NAME))
-                    content = read_all(self._journal)
-                if self._group.rank == 0:
-                    os.close(open_for_appending(self._path))
-                sync(directory)
-            except OSError as exc:
-                error = exc
-            raise_everywhere(comm, error)
-            try:
-                self._file = open_for_appending(self._path)
-            except OSError as exc:
-                error = exc
-            raise_everywhere(comm, error)
-            content = comm.bcast(content)
-            self.entries, nbytes = parse(content)
-            try:
-                if nbytes < len(content) and comm.rank == 0:
-                    os.ftruncate(self._journal, nbytes)
-                self._end = self._find_end()
-            except OSError as exc:
-                error = exc
-            raise_everywhere(comm, error)
-
-    def _find_end(self) -> int:
-        """Where the next record of this group goes: behind the last one that counts."""
-        group = self.comm.rank // RANKS_PER_FILE
-        last = max((entry["at"][group] for entry in self.entries if "at" in entry), default=None)
-        if last is None:
-            return 0
+        self._unwritable: tuple[Any, ...] = ()  # the arguments of the OSError
+        self._length = 0  # of the journal's whole lines, in bytes
+        self._ends = [0] * -(-comm.size // RANKS_PER_FILE)  # of the last record in each group's file
         try:
-            table = self._read_table(last)
-        except DamagedRecord:
-            return round_up(os.fstat(self._file).st_size)
-        return int(last + table_bytes(self._group.size) + sum(round_up(int(nbytes)) for nbytes in table[:, 0]))
+            with interrupts_held():
+                self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        content, error = b"", None
+        try:
+            self._path = os.path.join(self.directory, f"arrays-{self._group:05d}")
+            self._file = self._open_file(self._path)
+            if self.comm.rank == 0:
+                self._journal = self._open_file(os.path.join(self.directory, NAME), os.O_APPEND)
+                with open(self._journal, "rb", closefd=False) as file:
+                    content = file.read()
+            if self.comm.rank % RANKS_PER_FILE == 0 and not self._unwritable:
+                sync(self.directory)
+        except Exception as exc:
+            error = exc
+        raise_everywhere(self.comm, error)
+        content = self.comm.bcast(content)
+        try:
+            found = parse(content)
+        except Exception as exc:
+            error = exc
+        raise_everywhere(self.comm, error)
+        self._take(*found)
+
+    def _open_file(self, path: str, flags: int = 0) -> int:
+        """Open a file for writing or, if that is not allowed, for reading."""
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
+        except OSError as exc:
+            if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                self._unwritable = exc.errno, exc.strerror, path
+                with contextlib.suppress(FileNotFoundError):
+                    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            raise
+
+    def _take(self, entries: list[Entry], nbytes: int) -> None:
+        """Take up entries that are in the journal, in so many bytes."""
+        for entry in entries:
+            for group, (_, end, _) in enumerate(entry.get("at", [])[: len(self._ends)]):
+                self._ends[group] = max(self._ends[group], end)
+        self.entries += entries
+        self._length += nbytes
 
     def append(self, entry: Entry, arrays: Sequence[NDArray[Any]] = ()) -> None:
         """Write a record, and return when it is on disk.
@@ -106,62 +127,90 @@ class Journal:
         Parameters
         ----------
         entry : dict
-            The same on all ranks; values of JSON.
+            Values of JSON, without the key ``at``. That of rank 0 is written.
         arrays : sequence of numpy.ndarray
-            Of this rank. An entry has arrays on all ranks or on none.
+            Of this rank.
 
         Raises
         ------
         OSError
-            On every rank, if any could not write. The record then does not count.
+            On every rank, if any could not write. The record then does not count in this job. If only the last
+            ``fsync`` of all has failed, it may count in the next one.
         """
         with interrupts_held():
+            line, error = b"", None
             has_arrays = self.comm.allreduce(len(arrays) > 0, MPI.LOR)
-            if has_arrays:
-                entry = {**entry, "at": self._write_arrays(arrays)}
-            error: Exception | None = None
+            at = self._write_arrays(arrays) if has_arrays else []
             try:
                 if self.comm.rank == 0:
-                    self._write_line(as_line(entry))
+                    line = as_line({**entry, "at": at} if has_arrays else entry)
             except Exception as exc:
                 error = exc
             raise_everywhere(self.comm, error)
-            self.entries.append(entry)
+            line = self.comm.bcast(line)
+            try:
+                written = parse(line)
+                if self.comm.rank == 0:
+                    self._write_line(line)
+            except Exception as exc:
+                error = naming(exc, os.path.join(self.directory, NAME))
+            raise_everywhere(self.comm, error)
+            self._take(*written)
+
+    def _require_writeable(self) -> None:
+        if self._unwritable:
+            raise OSError(*self._unwritable)
+        if self.comm.rank == 0:
+            self._check_owner()
 
     def _write_line(self, line: bytes) -> None:
-        self._check_owner()
-        before = os.fstat(self._journal).st_size
-        try:
-            write_all(self._journal, line, before)
-            os.fsync(self._journal)
-        except OSError:
-            os.ftruncate(self._journal, before)
-            raise
+        self._require_writeable()
+        found = os.fstat(self._journal)
+        if found.st_size < self._length or found.st_nlink == 0:
+            raise OSError(errno.ESTALE, "it has been cut off or removed")
+        # What a killed job has left, or one that lost the directory to this one and did not know it yet.
+        os.ftruncate(self._journal, self._length)
+        while line:
+            line = line[os.write(self._journal, line) :]
+        os.fsync(self._journal)
 
-    def _write_arrays(self, arrays: Sequence[NDArray[Any]]) -> list[int]:
-        """Write the arrays of a record to this group's file: where its part begins in each group's file."""
-        views = [as_bytes(np.ascontiguousarray(array)) for array in arrays]
-        nbytes = sum(len(view) for view in views)
-        table = np.empty((self._group.size, 3), np.uint64)
-        self._group.Allgather(np.array([nbytes, *digest_of(views)], np.uint64), table)
-        sizes = [round_up(int(size)) for size in table[:, 0]]
-        begin = self._end + table_bytes(self._group.size)
-        at = begin + sum(sizes[: self._group.rank])
+    def _write_arrays(self, arrays: Sequence[NDArray[Any]]) -> list[tuple[int, int, str]]:
+        """Write the arrays of a record.
+
+        Returns
+        -------
+        list of (int, int, str)
+            For each group where its part begins and ends in its file, and the checksum of the table there.
+        """
         error: Exception | None = None
         try:
-            if self._group.rank == 0:
-                write_all(self._file, with_digest(table), self._end)
-            for view in views:
-                write_all(self._file, view, at)
-                at += len(view)
-            os.fsync(self._file)
-        except OSError as exc:
-            error = OSError(exc.errno, exc.strerror, self._path)
+            self._require_writeable()
+            views = [as_bytes(np.ascontiguousarray(array)) for array in arrays]
+            part = sum(map(len, views)), *digest_of(views)
+        except Exception as exc:
+            error = exc
         raise_everywhere(self.comm, error)
-        self.bytes_written += nbytes
-        ends = self.comm.allgather(self._end)[::RANKS_PER_FILE]
-        self._end = begin + sum(sizes)
-        return ends
+        parts = self.comm.allgather(part)
+        try:
+            groups = [parts[first : first + RANKS_PER_FILE] for first in range(0, len(parts), RANKS_PER_FILE)]
+            tables = [np.array(group, np.uint64) for group in groups]
+            at = [
+                (begin, places(begin, table)[-1], xxh3_64_hexdigest(table.tobytes()))
+                for begin, table in zip(self._ends, tables)
+            ]
+            index, begin, table = self.comm.rank % RANKS_PER_FILE, self._ends[self._group], tables[self._group]
+            if index == 0:
+                write_all(self._file, memoryview(table.tobytes()), begin)
+            place = places(begin, table)[index]
+            for view in views:
+                write_all(self._file, view, place)
+                place += len(view)
+            os.fsync(self._file)
+        except Exception as exc:
+            error = naming(exc, self._path)
+        raise_everywhere(self.comm, error)
+        self.bytes_written += part[0]
+        return at
 
     def read(self, entry: Entry, like: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """The arrays of a record that this rank has written.
@@ -178,64 +227,63 @@ class Journal:
         DamagedRecord
             On every rank, if the arrays of any are not as they were written.
         """
-        error: Exception | None = None
-        arrays = [np.empty_like(array, order="C", subok=False) for array in like]
-        try:
-            self._read_arrays(entry["at"][self.comm.rank // RANKS_PER_FILE], arrays)
-        except OSError as exc:
-            reason = exc.strerror or str(exc)
-            error = DamagedRecord(exc.errno, f"{reason} (rank {self.comm.rank})", self._path)
-        raise_everywhere(self.comm, error)
-        return arrays
+        with interrupts_held():
+            error: Exception | None = None
+            try:
+                arrays = [np.empty_like(array, order="C", subok=False) for array in like]
+                self._read_arrays(entry["at"][self._group], [as_bytes(array) for array in arrays])
+            except OSError as exc:
+                cause = exc.cause if isinstance(exc, DamagedRecord) else exc.strerror or str(exc)
+                error = DamagedRecord(cause, self._path, errno=exc.errno)
+            except Exception as exc:
+                error = exc
+            raise_everywhere(self.comm, error)
+            return arrays
 
-    def _read_arrays(self, begin: int, arrays: Sequence[NDArray[Any]]) -> None:
-        table = self._read_table(begin)
-        at = begin + table_bytes(self._group.size)
-        at += sum(round_up(int(size)) for size in table[: self._group.rank, 0])
-        nbytes, *digest = (int(number) for number in table[self._group.rank])
-        if nbytes != sum(array.nbytes for array in arrays):
-            raise DamagedRecord(
-                None, f"a record of {nbytes} bytes at {begin} instead of {sum(a.nbytes for a in arrays)}"
-            )
-        views = [as_bytes(array) for array in arrays]
-        for view in views:
-            read_into(self._file, view, at)
-            at += len(view)
-        if digest_of(views) != tuple(digest):
-            raise DamagedRecord(None, f"the record at {begin} has been damaged: its checksum differs")
-
-    def _read_table(self, begin: int) -> NDArray[np.uint64]:
-        """Bytes and digests of each rank of the group in the record that begins there."""
-        table = np.empty(3 * self._group.size + 1, np.uint64)
+    def _read_arrays(self, at: Sequence[Any], views: Sequence[memoryview]) -> None:
+        begin, _, checksum = at
+        first = self._group * RANKS_PER_FILE
+        table = np.empty((min(self.comm.size - first, RANKS_PER_FILE), 3), np.uint64)
         read_into(self._file, as_bytes(table), begin)
-        if xxh3_64_intdigest(table[:-1].data) != table[-1]:
-            raise DamagedRecord(None, f"the record at {begin} has been damaged: the checksum of its table differs")
-        return table[:-1].reshape(-1, 3)
+        if xxh3_64_hexdigest(table.tobytes()) != checksum:
+            raise DamagedRecord(f"the record at {begin} has been damaged: the checksum of its table differs")
+        index = self.comm.rank - first
+        nbytes, *digest = (int(number) for number in table[index])
+        wanted = sum(map(len, views))
+        if nbytes != wanted:
+            raise DamagedRecord(f"the record at {begin} has {nbytes} bytes of this rank, not {wanted}")
+        place = places(begin, table)[index]
+        for view in views:
+            read_into(self._file, view, place)
+            place += len(view)
+        if digest_of(views) != tuple(digest):
+            raise DamagedRecord(f"the record at {begin} has been damaged: its checksum differs")
 
     def close(self) -> None:
-        """Close the files. Not collective, except that no rank may use the journal any more."""
-        for descriptor in {self._file, self._journal} - {-1}:
-            os.close(descriptor)
+        """Close the files. No rank may use the journal any more. Not collective."""
+        descriptors = {self._file, self._journal} - {-1}
         self._file = self._journal = -1
-
-
-def open_for_appending(path: str) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 def sync(path: str) -> None:
-    """Make a file outlive a crash, or the names in a directory. Not collective."""
+    """Make a file outlive a crash, or the names in a directory, where the filesystem can do that. Not collective."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:  # of a directory, on some network filesystems
+            raise
     finally:
         os.close(descriptor)
 
 
-def read_all(descriptor: int) -> bytes:
-    content = bytearray(os.fstat(descriptor).st_size)
-    read_into(descriptor, memoryview(content), 0)
-    return bytes(content)
+def naming(error: Exception, path: str) -> Exception:
+    """An error of the system that says which file it is about."""
+    if isinstance(error, OSError) and error.filename is None and not isinstance(error, StorageError):
+        return TransferError(error.strerror or str(error), path, errno=error.errno)
+    return error
 
 
 def as_bytes(array: NDArray[Any]) -> memoryview:
@@ -243,8 +291,7 @@ def as_bytes(array: NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def write_all(descriptor: int, data: bytes | memoryview, at: int) -> None:
-    view = memoryview(data)
+def write_all(descriptor: int, view: memoryview, at: int) -> None:
     while len(view):
         written = os.pwrite(descriptor, view, at)
         view, at = view[written:], at + written
@@ -254,7 +301,7 @@ def read_into(descriptor: int, view: memoryview, at: int) -> None:
     while len(view):
         count = os.preadv(descriptor, [view], at)
         if count == 0:
-            raise DamagedRecord(None, f"the file ends at {at}, before the record does")
+            raise DamagedRecord(f"the file ends at {at}, before the record does")
         view, at = view[count:], at + count
 
 
@@ -266,13 +313,7 @@ def digest_of(views: Sequence[memoryview]) -> tuple[int, int]:
     return number >> 64, number & (2**64 - 1)
 
 
-def with_digest(table: NDArray[np.uint64]) -> bytes:
-    return table.tobytes() + xxh3_64_intdigest(table.data).to_bytes(8, "little")
-
-
-def table_bytes(ranks: int) -> int:
-    return round_up(8 * (3 * ranks + 1))
-
-
-def round_up(nbytes: int) -> int:
-    return -(-nbytes // PAGE) * PAGE
+def places(begin: int, table: NDArray[np.uint64]) -> list[int]:
+    """Where each rank's part of a record begins, after the table that is at `begin`, and where the record ends."""
+    sizes = [table.nbytes, *(int(nbytes) for nbytes in table[:, 0])]
+    return list(accumulate((-(-size // PAGE) * PAGE for size in sizes), initial=begin))[1:]

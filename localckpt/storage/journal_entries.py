@@ -19,8 +19,8 @@ Entry = dict[str, Any]
 
 
 def as_line(entry: Entry) -> bytes:
-    """An entry as a line of a journal. Numbers that must come back exactly are written with ``float.hex``."""
-    text = json.dumps(entry, separators=(",", ":"), allow_nan=False).encode()
+    """An entry as a line of a journal. Floats come back exactly; NaN and infinity as well, as Python writes them."""
+    text = json.dumps(entry, separators=(",", ":")).encode()
     return text + b"\t" + xxh3_64_hexdigest(text).encode() + b"\n"
 
 
@@ -32,10 +32,10 @@ def parse(content: bytes) -> tuple[list[Entry], int]:
     entries : list of dict
         :data:`DAMAGED` for each line that is not what was written.
     nbytes : int
-        Up to the end of the last whole line. What comes after it was being written when its job was killed.
+        Up to the end of the last line that has one. What comes after it was being written when its job was killed.
     """
     nbytes = content.rfind(b"\n") + 1
-    return [_entry(line) for line in content[:nbytes].splitlines()], nbytes
+    return [_entry(line) for line in content[:nbytes].split(b"\n")[:-1]], nbytes
 
 
 def _entry(line: bytes) -> Entry:

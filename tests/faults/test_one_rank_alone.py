@@ -189,6 +189,55 @@ in_turn(faults, scenario, check)
 """
 )
 
+JOURNAL = (
+    FAULTS
+    + """
+from localckpt.storage import journal
+from localckpt.storage.journal import Journal
+journal.RANKS_PER_FILE = 1
+faults = Faults("localckpt._collective", "localckpt.storage.journal", "localckpt.storage.journal_entries")
+arrays = [np.full(1000 + comm.rank, 0.5), np.arange(comm.rank)]
+
+
+def read(records, entry):
+    found = records.read(entry, [np.empty_like(array) for array in arrays])
+    assert all((a == b).all() for a, b in zip(found, arrays)), "other numbers than were stored"
+
+
+def scenario(at):
+    directory = sys.argv[1] + f"/{at}"
+    os.makedirs(directory, exist_ok=True)
+    comm.barrier()
+    results, entries = [], []
+    for job in range(2):
+        opened = []
+        results.append(outcome(opened.extend, map(functools.partial(Journal, directory), [comm]))[0])
+        if not all(comm.allgather(len(opened))):  # an interrupt that comes with its end loses the journal
+            continue
+        records, = opened
+        for each in [] if job else [arrays, []]:
+            results.append(outcome(records.append, {"kind": "record"}, each)[0])
+        for entry in records.entries:
+            if "at" in entry:
+                results.append(outcome(read, records, entry)[0])
+        entries.append(len(records.entries))
+        results.append(outcome(records.close)[0])
+    assert "AssertionError" not in results, results
+    return [*results, entries]
+
+
+def check(name, found):
+    if sys.argv[-1] == "raise":
+        assert found[0] == found[1] or "os.close" in name, (name, found)  # closing is not collective
+    else:
+        assert found[0][-1] == found[1][-1], (name, found)
+        assert set(found[0][:-1]) == {""} and set(found[1][:-1]) <= {"", "KeyboardInterrupt"}, (name, found)
+
+
+in_turn(faults, scenario, check)
+"""
+)
+
 SETUP = (
     FAULTS
     + """
@@ -240,6 +289,11 @@ def test_ranks_of_a_file_stay_in_step(run_script, tmp_path, what):
 @pytest.mark.parametrize("engine, file", [("direct", "unlinked"), ("direct", "kept"), ("viewer", "unlinked")])
 def test_ranks_of_a_store_stay_in_step(run_script, tmp_path, engine, file, what):
     assert run(run_script, tmp_path, STORE, engine, file, what) > 15
+
+
+@pytest.mark.parametrize("what", ["raise", "interrupt"])
+def test_ranks_of_a_journal_stay_in_step(run_script, tmp_path, what):
+    assert run(run_script, tmp_path, JOURNAL, what) > 15
 
 
 @pytest.mark.parametrize("what", ["raise", "interrupt"])
