@@ -148,7 +148,7 @@ def limits(request):
     )
 
 
-@pytest.fixture(scope="module", params=["localckpt", "checkpoint_comm"])
+@pytest.fixture(scope="module", params=["localckpt", "single", "checkpoint_comm"])
 def swept(request, limits):
     cells, steps, folder, nbytes, _ = limits
     with group() as before:
