@@ -80,10 +80,12 @@ def enable_disk_checkpointing(
         Round what blocks of the tape have computed to single precision when a schedule stores it, so that it takes half
         the bytes. All other checkpoints are exact: controls, initial conditions, coefficients, coordinates of meshes,
         Reals, integers, and arrays with values beyond the range of single precision. By default the PETSc
-        option ``-localckpt_precision``, or else all checkpoints are exact. See *Half the bytes* in the manual.
+        option ``-localckpt_precision``, or else all checkpoints are exact. See *Store half the bytes* in the manual.
 
     Raises
     ------
+    ImportError
+        With `precision`, if this Firedrake has not what localckpt replaces for it.
     OSError
         If no file can be made in any of the directories, if ranks of a `checkpoint_comm` do not see the same
         directory, or if the directory of the file in ``-localckpt_view`` is not writeable on rank 0.

@@ -211,7 +211,7 @@ class Store:
         single : bool, optional
             Store float64 numbers as float32, and complex128 as complex64, each rounded to the nearest; the same on all
             ranks. An array of other numbers is stored exactly, and so is one with a finite value beyond the
-            range of float32, on all ranks that share the file as long as they get new rows.
+            range of float32: on all ranks of the file, or, once that gets no new rows, on those that have such values.
 
         Returns
         -------
@@ -261,20 +261,13 @@ class Store:
                 stored = None if file.collective else self._index.find(content)
                 if stored is None:
                     row = engine.write(row_key, source)
-                    if rounded is None:
-                        stored = Stored(file, row, key, array.nbytes, valid_part.nbytes, digest, file.latest)
-                    else:
-                        stored = Stored(
-                            file,
-                            row,
-                            row_key,
-                            rounded.nbytes,
-                            rounded.valid_nbytes,
-                            rounded.digest,
-                            file.latest,
-                            True,
-                        )
+                    valid_nbytes, hashed = valid_part.nbytes, digest
+                    if rounded is not None:
+                        valid_nbytes, hashed = rounded.valid_nbytes, rounded.digest
                         summary.rounded += rounded.nbytes
+                    stored = Stored(
+                        file, row, row_key, source.nbytes, valid_nbytes, hashed, file.latest, rounded is not None
+                    )
                     reference = file.latest = weakref.ref(stored)
                     file.unsynced = True
                     if not file.collective:
