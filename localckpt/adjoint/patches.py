@@ -182,7 +182,8 @@ class Patch:
     name : str
         The attribute.
     replace : callable
-        Makes the replacement out of the original: :func:`around` or :func:`instead`.
+        Makes the replacement out of the original: :func:`around`, :func:`instead`, or :func:`noting_variable` for a
+        property.
     why : str
     """
 
