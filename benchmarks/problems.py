@@ -75,6 +75,8 @@ def new_tape(kind, folder=None, comm=MPI.COMM_SELF):
             enable_disk_checkpointing(checkpoint_comm=comm, checkpoint_dir=folder)
         elif kind == "viewer":
             enable_disk_checkpointing(checkpoint_comm=comm, checkpoint_dir=folder, engine="viewer")
+        elif kind == "single":
+            enable_disk_checkpointing(checkpoint_comm=comm, checkpoint_dir=folder, precision="single")
         elif kind == "checkpoint_comm":
             fd.enable_disk_checkpointing(checkpoint_comm=comm, checkpoint_dir=folder)
         elif kind == "shared":
@@ -136,6 +138,7 @@ def repeated(kind, functional, controls):
             between()
             return reduced.derivative()
 
+    iteration.functional = reduced
     return iteration
 
 

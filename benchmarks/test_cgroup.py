@@ -2,7 +2,8 @@
 
 The cgroup leaves a quarter of a sweep's distinct bytes for the cache. A sweep should take no
 longer than the larger of the same sweep with memory checkpoints outside the cgroup, and its
-bytes at the disk's own speed past the cache: `limit` and `ratio` in extra_info.
+bytes at the disk's own speed past the cache: `limit` and `ratio` in extra_info. Checkpoints in single precision get the
+same cache, half of their sweep, and the same limits.
 """
 
 import json
@@ -148,7 +149,7 @@ def limits(request):
     )
 
 
-@pytest.fixture(scope="module", params=["localckpt", "checkpoint_comm"])
+@pytest.fixture(scope="module", params=["localckpt", "single", "checkpoint_comm"])
 def swept(request, limits):
     cells, steps, folder, nbytes, _ = limits
     with group() as before:

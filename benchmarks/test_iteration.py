@@ -50,10 +50,10 @@ def counted(iteration):
     saved, written, distinct = 0, 0, {}
     put = Store.put
 
-    def counting(store, *args):
+    def counting(store, *args, **kwargs):
         nonlocal saved, written
         before = store.summary.written
-        stored = put(store, *args)
+        stored = put(store, *args, **kwargs)
         saved += stored.nbytes
         written += store.summary.written - before
         distinct[stored.digest] = stored.nbytes

@@ -37,9 +37,9 @@ def patched(owner, **values):
             setattr(owner, name, value)
 
 
-def forgetting(store, *args, put=Store.put):
+def forgetting(store, *args, put=Store.put, **kwargs):
     store._index.clear()
-    return put(store, *args)
+    return put(store, *args, **kwargs)
 
 
 class Kept:

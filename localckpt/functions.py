@@ -104,13 +104,14 @@ def numbering_digest(function: Any) -> bytes:
 class ComponentLayout:
     """The array that a component of a function space needs on this rank, and the key that it is stored under."""
 
-    __slots__ = ("key", "shape", "owned_size")
+    __slots__ = ("key", "shape", "owned_size", "is_real")
 
     def __init__(self, V: "FunctionSpace", key: str = "") -> None:
         self.key = key
         self.shape: tuple[int, ...]
         self.owned_size: int
-        if V.ufl_element().family() == "Real":  # every rank has all of it
+        self.is_real = V.ufl_element().family() == "Real"
+        if self.is_real:  # every rank has all of it
             self.shape = (V.block_size,)
             self.owned_size = V.block_size
         else:
@@ -211,7 +212,7 @@ class SavedFunction:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """The :func:`fingerprint` of the Function that was saved."""
+        """The :func:`fingerprint` of the Function that was saved, if that was not rounded."""
         return [(valid, stored.digest) for valid, stored in zip(self.halos_valid, self.stored)]
 
     def _read_arrays(self) -> list[NDArray[Any]]:
@@ -254,10 +255,17 @@ class FunctionStore:
         self._keys: weakref.WeakKeyDictionary[Any, dict[Any, str]] = weakref.WeakKeyDictionary()
         self._keys_made: defaultdict[str, int] = defaultdict(int)  # from each name
 
-    def save(self, function: Function | Cofunction) -> SavedFunction:
+    def save(self, function: Function | Cofunction, *, single: bool = False) -> SavedFunction:
         """Store a Function or Cofunction, with the halo of each component if it is valid.
 
         Collective on the store's communicator where that has several ranks.
+
+        Parameters
+        ----------
+        function : firedrake.Function or firedrake.Cofunction
+        single : bool, optional
+            Round all components but Reals to single precision (:meth:`localckpt.storage.store.Store.put`). A halo is
+            rounded as its owners' values are.
 
         Raises
         ------
@@ -284,6 +292,7 @@ class FunctionStore:
                             layout.key if dtype == SCALAR else f"{layout.key}~{dtype}",
                             local_array(dat),
                             None if valid else layout.owned_size,
+                            single=single and not layout.is_real,
                         )
                     )
                 except Exception as exc:

@@ -172,6 +172,25 @@ cdef class Row:
         if self.offset in self.pool.checksums:
             self.write_checksum(array, self.pool.checksums[self.offset])
 
+    def write_pieces(self, pieces):
+        """Store the bytes of several arrays, one after another. Not collective.
+
+        No checksum is written: not for rows that have one.
+
+        Parameters
+        ----------
+        pieces : iterable of numpy.ndarray
+            Each is needed only until the next one is asked for.
+
+        Raises
+        ------
+        TransferError
+        """
+        cdef int64_t start = 0
+        for piece in pieces:
+            self.transfer(piece, PyBUF_C_CONTIGUOUS, True, start)
+            start += piece.nbytes
+
     def read(self, array):
         """Fill `array`. Not collective.
 
@@ -181,7 +200,7 @@ cdef class Row:
         """
         self.transfer(array, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE, False)
 
-    cdef int transfer(self, object array, int flags, bint writing) except -1:
+    cdef int transfer(self, object array, int flags, bint writing, int64_t start=0) except -1:
         cdef Py_buffer view
         cdef int status
         if writing and self.pool.generation != generation:
@@ -190,7 +209,7 @@ cdef class Row:
         lock_libraries()  # PETSc's log is for one thread at a time
         log_begin(SAVE if writing else LOAD)
         with nogil:
-            status = transfer(self.pool.file.fd, <char*> view.buf, view.len, self.offset, writing)
+            status = transfer(self.pool.file.fd, <char*> view.buf, view.len, self.offset + start, writing)
         log_end(SAVE if writing else LOAD, view.len)
         unlock_libraries()
         PyBuffer_Release(&view)

@@ -232,7 +232,7 @@ cdef int read_entries(Handle handle, object name, void* data, object n, object d
     cdef hid_t type = -1
     cdef long long first = 0, step = -1, count = 0
     cdef uint64_t found = 0
-    cdef bint verify = False
+    cdef bint verify = False, comparable = False
     cdef bytes path
     log_begin(LOAD)
     try:
@@ -246,7 +246,8 @@ cdef int read_entries(Handle handle, object name, void* data, object n, object d
             first, count = sum(sizes[:handle.rank]), n
             step = -1 if timestep is None else timestep
             # Bytes that HDF5 converts, and those that others stored, are not comparable.
-            verify = dataset.checksum >= 0 and H5Tequal(dataset.type, type) > 0
+            comparable = H5Tequal(dataset.type, type) > 0
+            verify = comparable and dataset.checksum >= 0
         except Exception as exc:
             error = handle.located(exc, name)
         if handle.dxpl != H5P_DEFAULT:  # the transfer is collective
@@ -257,7 +258,7 @@ cdef int read_entries(Handle handle, object name, void* data, object n, object d
                     dataset.transfer(type, handle.dxpl, data, first, count, False, step)
                 if verify:
                     found = checksum_of(data, n * dtype.itemsize, handle.rank)
-                if step >= 0 and count and dataset.has_row_checksums():
+                if comparable and step >= 0 and count and dataset.has_row_checksums():
                     verify_row(handle, path, step, checksum_of(data, n * dtype.itemsize))
         except Exception as exc:
             error = handle.located(exc, name)

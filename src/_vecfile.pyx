@@ -278,13 +278,13 @@ cdef class VecFile:
         name : str
         rows : int
         array : numpy.ndarray
-            As large as this rank's part of a row.
+            As large as this rank's part of a row. Only its size and dtype matter.
         limit : int, optional
             Create fewer rows, but at least one, if all would take more bytes than this.
         room : float, optional
             The bytes that all rows of all ranks may take, the same on every rank.
         checksums : bool, optional
-            Create a table for checksums of the rows, too. Reading a row verifies it.
+            Create a table for checksums of the rows, too. Reading a row verifies it, unless HDF5 converts its numbers.
 
         Returns
         -------

@@ -7,7 +7,7 @@ Job scripts and PETSC_OPTIONS may differ from node to node. What must be the sam
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from mpi4py import MPI
@@ -19,7 +19,9 @@ from localckpt.storage.directories import Tier, choose_tiers, is_writeable
 from localckpt.storage.engines import EngineName, requested_engine
 from localckpt.storage.nodes import check_ranks, ranks_in
 
-__all__ = ["Arguments", "check_on_all_ranks", "require_comm"]
+__all__ = ["Arguments", "Precision", "check_on_all_ranks", "require_comm"]
+
+Precision = Literal["single"]
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,13 @@ class Comparable:
     cleanup : bool
     group : tuple of int
         Of the ranks that share a file: the first one, how many there are, and a hash of all.
+    precision : str or None
     engine, directories, limits : str
         As the user gave them. Ranks that have a file of their own may differ in these.
     """
 
     cleanup: bool
+    precision: Precision | None
     group: tuple[int, int, int]
     engine: str = ""
     directories: str = ""
@@ -54,7 +58,7 @@ class Arguments:
         The directory in which ``checkpointable_mesh`` makes its own.
     tiers : list of localckpt.storage.directories.Tier
         The directories for checkpoints, with what a whole node may use in each.
-    engine : str or None
+    engine, precision : str or None
     view : str or None
         What rank 0 of `comm` does at exit: nothing, print its summary (``""``), or write what timesteps took to this
         file.
@@ -67,6 +71,7 @@ class Arguments:
     tiers: list[Tier]
     engine: EngineName | None
     view: str | None
+    precision: Precision | None
 
     @classmethod
     def checked(
@@ -77,6 +82,7 @@ class Arguments:
         checkpoint_comm: Any,
         checkpoint_dir: Any,
         engine: Any,
+        precision: Any,
     ) -> "Arguments":
         """The arguments that the user passed, if each of them makes sense. Not collective.
 
@@ -101,20 +107,45 @@ class Arguments:
         view = requested_view()
         if comm.rank == 0 and view and not is_writeable(os.path.dirname(view)):
             raise OSError(f"-localckpt_view cannot write {view}: name a file in a writeable directory")
-        return cls(comm, checkpoint_comm, bool(cleanup), mesh_parent, tiers, requested_engine(engine), view)
+        return cls(
+            comm,
+            checkpoint_comm,
+            bool(cleanup),
+            mesh_parent,
+            tiers,
+            requested_engine(engine),
+            view,
+            requested_precision(precision),
+        )
 
     def comparable(self) -> Comparable:
         """What the ranks compare. Not collective."""
         if self.checkpoint_comm.size == 1:
-            return Comparable(self.cleanup, (self.comm.rank, 1, 0))
+            return Comparable(self.cleanup, self.precision, (self.comm.rank, 1, 0))
         ranks = ranks_in(self.comm, self.checkpoint_comm)
         return Comparable(
             self.cleanup,
+            self.precision,
             (ranks[0], len(ranks), xxh3_64_intdigest(np.array(ranks).tobytes())),
             self.engine or "by default",
             ", ".join(tier.source for tier in self.tiers),
             ", ".join(f"{tier.limit:g}" for tier in self.tiers),
         )
+
+
+def requested_precision(precision: Any = None) -> Precision | None:
+    """`precision`, by default the value of the PETSc option ``-localckpt_precision``, or None. Not collective.
+
+    Raises
+    ------
+    ValueError
+        If it is not "single".
+    """
+    requested = precision or PETSc.Options("localckpt_").getString("precision", "") or None
+    match requested:
+        case None | "single":
+            return requested
+    raise ValueError(f"{'precision' if precision else '-localckpt_precision'} is 'single', not {requested!r}")
 
 
 def requested_view() -> str | None:
@@ -172,6 +203,8 @@ def check_on_all_ranks(comm: MPI.Intracomm, arguments: Arguments | None, error: 
     if not everyone:
         return
     require_equal("cleanup", [one.cleanup for one in everyone])
+    # Even where each rank has a file of its own: the values in a halo are to be those of their owner.
+    require_equal("precision (or -localckpt_precision)", [one.precision or "by default" for one in everyone])
     groups: dict[tuple[int, int, int], list[int]] = {}
     for rank, one in enumerate(everyone):
         groups.setdefault(one.group, []).append(rank)

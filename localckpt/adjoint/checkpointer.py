@@ -18,9 +18,9 @@ from pyop2.mpi import COMM_WORLD
 
 from localckpt._collective import interrupts_held, raise_everywhere
 from localckpt.adjoint import garbage
-from localckpt.adjoint.arguments import Arguments, check_on_all_ranks, require_comm
+from localckpt.adjoint.arguments import Arguments, Precision, check_on_all_ranks, require_comm
 from localckpt.adjoint.checkpoints import EnsembleCheckpoint, MeshCheckpoint
-from localckpt.adjoint.saving import begin_saving, end_saving
+from localckpt.adjoint.saving import begin_saving, end_saving, is_computed
 from localckpt.adjoint.timesteps import TimestepRecorder
 from localckpt.functions import CopiedFunction, FunctionStore, SavedFunction, fingerprint
 from localckpt.storage import run_directories
@@ -46,11 +46,12 @@ def enable_disk_checkpointing(
     checkpoint_dir: Paths | None = None,
     *,
     engine: EngineName | None = None,
+    precision: Precision | None = None,
 ) -> None:
     """Add a :class:`DiskCheckpointer` to the working tape. Collective on `comm`.
 
-    Has the signature of ``firedrake.adjoint.enable_disk_checkpointing``, and `engine`. A tape that has a checkpointer
-    keeps it, with a warning if other arguments are given.
+    Has the signature of ``firedrake.adjoint.enable_disk_checkpointing``, and `engine` and `precision`. A tape that has
+    a checkpointer keeps it, with a warning if other arguments are given.
 
     Parameters
     ----------
@@ -75,9 +76,16 @@ def enable_disk_checkpointing(
         How bytes are moved (:mod:`localckpt.storage.engines`). By default the PETSc option ``-localckpt_engine``, or
         else "direct" where all ranks of a file are on one node, and "viewer" where they are not
         (:func:`localckpt.storage.engines.choose_engine`).
+    precision : {"single"}, optional
+        Round what blocks of the tape have computed to single precision when a schedule stores it, so that it takes half
+        the bytes. All other checkpoints are exact: controls, initial conditions, coefficients, coordinates of meshes,
+        Reals, integers, and arrays with values beyond the range of single precision. By default the PETSc
+        option ``-localckpt_precision``, or else all checkpoints are exact. See *Store half the bytes* in the manual.
 
     Raises
     ------
+    ImportError
+        With `precision`, if this Firedrake has not what localckpt replaces for it.
     OSError
         If no file can be made in any of the directories, if ranks of a `checkpoint_comm` do not see the same
         directory, or if the directory of the file in ``-localckpt_view`` is not writeable on rank 0.
@@ -87,9 +95,10 @@ def enable_disk_checkpointing(
         If `comm` or `checkpoint_comm` is not a communicator, or a directory is not a path.
     ValueError
         If `checkpoint_comm` has ranks that `comm` lacks; if `engine` or ``-localckpt_engine`` is neither of the two;
-        if ``-localckpt_dir_limit`` does not fit the directories; if ``-localckpt_view`` is neither a Boolean nor
-        ``:FILE:json``; or if ranks differ in `cleanup`, in whether the tape has a checkpointer, or, within a
-        `checkpoint_comm`, in that communicator, the engine, the directories or the limits.
+        if `precision` or ``-localckpt_precision`` is not "single"; if ``-localckpt_dir_limit`` does not fit the
+        directories; if ``-localckpt_view`` is neither a Boolean nor ``:FILE:json``; or if ranks differ in `cleanup`, in
+        `precision`, in whether the tape has a checkpointer, or, within a `checkpoint_comm`, in that communicator, the
+        engine, the directories or the limits.
 
     Notes
     -----
@@ -118,9 +127,10 @@ def enable_disk_checkpointing(
         "checkpoint_comm": checkpoint_comm,
         "checkpoint_dir": checkpoint_dir,
         "engine": engine,
+        "precision": precision,
     }
     if checkpointer is None:
-        checkpointer = DiskCheckpointer(dirname, comm, cleanup, checkpoint_comm, checkpoint_dir, engine=engine)
+        checkpointer = DiskCheckpointer(**arguments)
         checkpointer._arguments = arguments
         tape._package_data["firedrake"] = checkpointer
         return
@@ -143,6 +153,7 @@ DEFAULTS = {
     "checkpoint_comm": None,
     "checkpoint_dir": None,
     "engine": None,
+    "precision": None,
 }
 living_checkpointers: "weakref.WeakSet[DiskCheckpointer]" = weakref.WeakSet()
 
@@ -202,6 +213,7 @@ class DiskCheckpointer(TapePackageData):
         checkpoint_dir: Paths | None = None,
         *,
         engine: EngineName | None = None,
+        precision: Precision | None = None,
     ) -> None:
         require_comm("comm", comm)
         with interrupts_held():
@@ -217,7 +229,13 @@ class DiskCheckpointer(TapePackageData):
                         stacklevel=3,
                     )
                     checkpoint_dir = os.getcwd()
-                arguments = Arguments.checked(comm, dirname, cleanup, checkpoint_comm, checkpoint_dir, engine)
+                arguments = Arguments.checked(
+                    comm, dirname, cleanup, checkpoint_comm, checkpoint_dir, engine, precision
+                )
+                if arguments.precision is not None:
+                    from localckpt.adjoint import patches  # here, because it imports this module
+
+                    patches.install("precision")
             except Exception as exc:  # a filter may turn the warning into an exception
                 error = exc
             check_on_all_ranks(comm, arguments, error)
@@ -225,6 +243,7 @@ class DiskCheckpointer(TapePackageData):
             self.comm = comm
             self.cleanup = arguments.cleanup
             self.checkpoint_comm = arguments.checkpoint_comm
+            self.precision = arguments.precision
             self._mesh_parent = arguments.mesh_parent
             self._remove_mesh_file: weakref.finalize[Any, Any] | None = None
             self._new_files = 0
@@ -312,8 +331,14 @@ class DiskCheckpointer(TapePackageData):
             open(file.name, "xb").close()
         return file
 
-    def save(self, function: Function | Cofunction) -> SavedFunction:
+    def save(self, function: Function | Cofunction, *, computed: bool = False) -> SavedFunction:
         """Store a Function. Collective on `checkpoint_comm` where that has several ranks.
+
+        Parameters
+        ----------
+        function : firedrake.Function or firedrake.Cofunction
+        computed : bool, optional
+            Whether a block of the tape has computed it: with `precision`, only that is rounded.
 
         Raises
         ------
@@ -321,7 +346,7 @@ class DiskCheckpointer(TapePackageData):
             If the Function cannot be stored anywhere, and at every use of the store from then on.
         """
         try:
-            return self._functions.save(function)
+            return self._functions.save(function, single=computed and self.precision == "single")
         except Exception:
             end_saving(self)  # the tape will not come to pause_checkpointing
             raise
@@ -348,7 +373,8 @@ class DiskCheckpointer(TapePackageData):
 
         Collective on `checkpoint_comm` where that has several ranks.
         """
-        return EnsembleCheckpoint(self.save(function._full_local_function), type(function), function.function_space())
+        saved = self.save(function._full_local_function, computed=is_computed())
+        return EnsembleCheckpoint(saved, type(function), function.function_space())
 
     def shared_mesh_file(self) -> CheckpointFileName:
         """A new file for ``checkpointable_mesh`` to write a mesh to and read it from. Collective on `comm`.

@@ -8,6 +8,7 @@ from firedrake.adjoint_utils.checkpointing import CheckpointBase
 from pyadjoint import OverloadedType
 
 from localckpt.adjoint import garbage
+from localckpt.adjoint.saving import is_computed
 from localckpt.functions import CopiedFunction, Fingerprint, SavedFunction, fingerprint, mark_modified
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class LocalCheckpoint:
     __slots__ = ("saved", "_checkpointer")
 
     def __init__(self, function: Function | Cofunction, checkpointer: "DiskCheckpointer") -> None:
-        self.saved = checkpointer.save(function)
+        self.saved = checkpointer.save(function, computed=is_computed())
         self._checkpointer = weakref.ref(checkpointer)
 
     def restore(self) -> Function | Cofunction:

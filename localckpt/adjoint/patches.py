@@ -21,7 +21,7 @@ from firedrake.adjoint_utils import checkpointing as firedrakes
 from localckpt.adjoint import derivatives, timesteps
 from localckpt.adjoint.checkpointer import DiskCheckpointer
 from localckpt.adjoint.checkpoints import EnsembleCheckpoint, LocalCheckpoint, MeshCheckpoint
-from localckpt.adjoint.saving import begin_saving, current_checkpointer, end_saving
+from localckpt.adjoint.saving import begin_saving, current_checkpointer, end_saving, note_variable
 
 __all__ = ["checkpointable_mesh", "install", "uninstall"]
 
@@ -92,6 +92,17 @@ def create_ensemble_checkpoint(original: Callable[..., Any], self: Any) -> Any:
 def restore_ensemble_checkpoint(original: Callable[..., Any], self: Any, checkpoint: Any) -> Any:
     """The EnsembleFunction of a checkpoint."""
     return checkpoint.restore() if isinstance(checkpoint, EnsembleCheckpoint) else original(self, checkpoint)
+
+
+def noting_variable(original: property) -> property:
+    """The value of a variable, noted as what may be saved next."""
+
+    def saved_output(self: Any) -> Any:
+        value = original.__get__(self)
+        note_variable(self)  # last: the value may have been made of other variables' values
+        return value
+
+    return property(saved_output, doc=original.__doc__)
 
 
 _warned = False  # once is enough
@@ -171,7 +182,8 @@ class Patch:
     name : str
         The attribute.
     replace : callable
-        Makes the replacement out of the original: :func:`around` or :func:`instead`.
+        Makes the replacement out of the original: :func:`around`, :func:`instead`, or :func:`noting_variable` for a
+        property.
     why : str
     """
 
@@ -274,6 +286,15 @@ PATCHES = {
             "_ad_restore_at_checkpoint",
             around(restore_ensemble_checkpoint),
             "nor restore them from there",
+        ),
+    ],
+    # enable_disk_checkpointing(precision="single"): what a block has computed is rounded, everything else is not.
+    "precision": [
+        Patch(
+            "pyadjoint.block_variable:BlockVariable",
+            "saved_output",
+            noting_variable,
+            "a Function does not know which variable of the tape it is the value of when it is saved",
         ),
     ],
     # python -m localckpt run: a script that knows nothing of localckpt uses it. What firedrake.adjoint imports by value

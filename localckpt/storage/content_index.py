@@ -6,7 +6,9 @@ from localckpt.storage.stored import Stored
 
 __all__ = ["Content", "ContentIndex"]
 
-Content = tuple[int, bytes]  # an array's size in bytes and the hash of its valid entries
+# An array's size in bytes, the hash of its valid entries, and whether it was rounded when it was stored: one that is
+# to be stored exactly is not to be found then.
+Content = tuple[int, bytes, bool]
 
 PRUNE_FROM = 1000  # with fewer entries than this, those of dropped arrays do no harm
 

@@ -21,6 +21,7 @@ from localckpt._errors import LayoutError, LostCheckpointError, TransferError
 from localckpt._rows import Pool, Row
 from localckpt._vecfile import VecFile
 from localckpt.storage.nodes import node_comm
+from localckpt.storage.single import Rounded
 
 __all__ = [
     "ENGINES",
@@ -72,15 +73,27 @@ class Engine(ABC):
         self.bytes_taken = 0
         self.full: OSError | None = None
         self.broken: OSError | None = None
+        self._flag = bytearray(1)  # made once: a lack of memory must not keep a rank from an agreement
+
+    def agree(self, flag: bool) -> bool:
+        """Whether `flag` is set on all ranks of the file. Collective on the file's communicator.
+
+        A file that gets no new rows is one whose ranks agree no more: then, whether it is set on this rank.
+        """
+        if not self.shared or self.full is not None:
+            return flag
+        self._flag[0] = flag
+        self.file.agree(self._flag)
+        return bool(self._flag[0])
 
     @abstractmethod
-    def prepare(self, key: str, array: NDArray[Any], error: Exception | None) -> Exception | None:
+    def prepare(self, key: str, array: NDArray[Any] | Rounded, error: Exception | None) -> Exception | None:
         """Begin a save with the other ranks of the file, if :attr:`shared`. Collective on the file's communicator.
 
         Parameters
         ----------
         key : str
-        array : numpy.ndarray
+        array : numpy.ndarray or localckpt.storage.single.Rounded
             The array to store. Where `error` is given it may be anything.
         error : Exception or None
             Why this rank cannot take part in the save, found out before.
@@ -101,7 +114,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def write(self, key: str, array: NDArray[Any]) -> "Row | ViewerRow":
+    def write(self, key: str, array: NDArray[Any] | Rounded) -> "Row | ViewerRow":
         """Store an array in a row of its own, after :meth:`prepare`.
 
         Collective on the file's communicator with the viewer engine, not collective with the direct one.
@@ -120,7 +133,7 @@ class Engine(ABC):
             If it cannot be written, and then at every later call: on this rank or, where writing is collective, on all.
         """
 
-    def _require_size(self, key: str, array: NDArray[Any], nbytes: int) -> None:
+    def _require_size(self, key: str, array: NDArray[Any] | Rounded, nbytes: int) -> None:
         """Raise LayoutError if the array to store has not the size that the key began with. Not collective."""
         if array.nbytes != nbytes:
             raise LayoutError(
@@ -164,11 +177,11 @@ class DirectEngine(Engine):
         self.datasets: set[str] = set()
         self._flags = bytearray(2)  # made once: a lack of memory must not keep a rank from an agreement
 
-    def prepare(self, key: str, array: NDArray[Any], error: Exception | None) -> Exception | None:
+    def prepare(self, key: str, array: NDArray[Any] | Rounded, error: Exception | None) -> Exception | None:
         self.reserve(key, array, error is None)
         return error
 
-    def reserve(self, key: str, array: NDArray[Any], this_rank_can_save: bool = True) -> None:
+    def reserve(self, key: str, array: NDArray[Any] | Rounded, this_rank_can_save: bool = True) -> None:
         """Have rows for the next saves of `key`. Collective on the file's communicator.
 
         Raises
@@ -198,7 +211,7 @@ class DirectEngine(Engine):
                     self.add_rows(key, array)  # perhaps fewer than wanted; the next agreement comes after as many saves
             pool.saves_until_agreement -= 1
 
-    def add_rows(self, key: str, array: NDArray[Any]) -> Pool:
+    def add_rows(self, key: str, array: NDArray[Any] | Rounded) -> Pool:
         """Add rows to a key, their disk space reserved. Collective on the file's communicator.
 
         Raises
@@ -234,7 +247,7 @@ class DirectEngine(Engine):
             name = f"{key}.{number}"
         return name
 
-    def _create_rows(self, dataset: str, rows: int, array: NDArray[Any]) -> tuple[int, int, int, int | None]:
+    def _create_rows(self, dataset: str, rows: int, array: NDArray[Any] | Rounded) -> tuple[int, int, int, int | None]:
         """Make a dataset of so many rows or, if there is no room for them, of one."""
         room = (self.limit - self.bytes_taken) * self.file.comm.size
         checksums = not self.recycle
@@ -245,7 +258,7 @@ class DirectEngine(Engine):
                 raise
         return self.file.create_rows(dataset, 1, array, room=room, checksums=checksums)
 
-    def write(self, key: str, array: NDArray[Any]) -> Row:
+    def write(self, key: str, array: NDArray[Any] | Rounded) -> Row:
         if self.broken is not None:
             raise copy(self.broken)
         pool = self.pools.get(key) or self.add_rows(key, array)
@@ -253,7 +266,12 @@ class DirectEngine(Engine):
         row = pool.claim() or self.add_rows(key, array).claim()
         assert row is not None
         try:
-            row.write(array)
+            if not isinstance(array, Rounded):
+                row.write(array)
+            elif self.recycle:
+                row.write_pieces(array.pieces())
+            else:  # a row of a file to keep has a checksum, which takes all bytes at once
+                row.write(array.whole())
         except OSError as exc:
             self.broken = copy(exc)
             raise
@@ -306,10 +324,12 @@ class ViewerEngine(Engine):
         self.free: defaultdict[str, list[int]] = defaultdict(list)
         self.released: defaultdict[str, set[int]] = defaultdict(set)
 
-    def prepare(self, key: str, array: NDArray[Any], error: Exception | None) -> Exception | None:
+    def prepare(self, key: str, array: NDArray[Any] | Rounded, error: Exception | None) -> Exception | None:
         try:
             if error is None:
                 self._require_size(key, array, self.sizes.setdefault(key, array.nbytes))
+                if isinstance(array, Rounded):
+                    array.whole()  # which write() needs: if there is no memory for it, the other ranks learn that here
         except Exception as exc:
             error = exc
         try:
@@ -368,7 +388,7 @@ class ViewerEngine(Engine):
         if self.retired and self.held == 0:
             self.file.drop()
 
-    def write(self, key: str, array: NDArray[Any]) -> ViewerRow:
+    def write(self, key: str, array: NDArray[Any] | Rounded) -> ViewerRow:
         if self.broken is not None:
             raise copy(self.broken)
         self._require_size(key, array, self.sizes.setdefault(key, array.nbytes))
@@ -376,7 +396,8 @@ class ViewerEngine(Engine):
             number = self.claim(key, array.nbytes)
             self.held += 1
             row = ViewerRow(self, key, number)
-            self.file.write_array(f"{key}_{number}", array.reshape(-1))  # flat: one piece to MPI-IO
+            whole = array.whole() if isinstance(array, Rounded) else array
+            self.file.write_array(f"{key}_{number}", whole.reshape(-1))  # flat: one piece to MPI-IO
             if not self.recycle:
                 self.file.flush()  # a file to keep is an HDF5 file whatever happens next
         except OSError as exc:

@@ -26,6 +26,7 @@ from localckpt.storage.content_index import ContentIndex
 from localckpt.storage.directories import Directory, Tier, choose_tiers
 from localckpt.storage.engines import Engine, EngineName, choose_engine
 from localckpt.storage.shared_directories import make_next_directory
+from localckpt.storage.single import Rounded, can_be_rounded
 from localckpt.storage.store_file import StoreFile
 from localckpt.storage.stored import Stored, refuse_to_copy
 from localckpt.storage.summary import Summary
@@ -34,6 +35,7 @@ __all__ = ["Store", "Stored", "Summary"]
 
 log = logging.getLogger("localckpt")
 _stores: "weakref.WeakSet[Store]" = weakref.WeakSet()
+_warned_of_range = False  # once is enough
 
 
 def _renew_locks() -> None:
@@ -192,7 +194,7 @@ class Store:
             collect=collect,
         )
 
-    def put(self, key: str, array: NDArray[Any], valid: int | None = None) -> Stored:
+    def put(self, key: str, array: NDArray[Any], valid: int | None = None, *, single: bool = False) -> Stored:
         """Store an array; bytes that are on disk already are not written again.
 
         Collective on the store's communicator where that has several ranks.
@@ -206,6 +208,10 @@ class Store:
         valid : int, optional
             The number of entries along the first axis that matter; those after them may come back as
             anything. Default: all.
+        single : bool, optional
+            Store float64 numbers as float32, and complex128 as complex64, each rounded to the nearest; the same on all
+            ranks. An array of other numbers is stored exactly, and so is one with a finite value beyond the
+            range of float32: on all ranks of the file, or, once that gets no new rows, on those that have such values.
 
         Returns
         -------
@@ -220,20 +226,21 @@ class Store:
             If no tier can store it, with the reason of the last one whose directory could be made.
         """
         with self._lock, interrupts_held():  # otherwise Ctrl-C could leave a row that nobody knows
-            return self._put(key, array, valid)
+            return self._put(key, array, valid, single)
 
-    def _put(self, key: str, array: NDArray[Any], valid: int | None) -> Stored:
+    def _put(self, key: str, array: NDArray[Any], valid: int | None, single: bool) -> Stored:
         began = monotonic()
         # Other ranks may be waiting for this one: they learn of an error before it is raised.
         error: Exception | None = None
+        rounded: Rounded | None = None
         try:
             if self.failure is not None:
                 raise copy(self.failure)
             array = np.ascontiguousarray(array)  # a component that sub() gives of a vector is not
             valid_part: Any = array if valid is None else array[:valid]
-            nbytes = array.nbytes
             digest = xxh3_128_digest(valid_part)
-            content = nbytes, digest
+            if single and can_be_rounded(array.dtype):
+                rounded = self._round(key, array, valid, digest)
         except Exception as exc:
             error = exc
         summary = self._summary
@@ -241,20 +248,31 @@ class Store:
         while True:
             try:
                 engine = file.engine or self._open(file)
+                if single and not engine.agree(rounded is not None):  # ranks of a file use rows of one kind
+                    rounded = None
+                source = array if rounded is None else rounded
+                row_key = key if rounded is None else f"{key}~{rounded.dtype}"
                 if engine.shared:
-                    error = engine.prepare(key, array, error)
+                    error = engine.prepare(row_key, source, error)
                 if error is not None:
                     raise error
                 # Where writing is collective all ranks write: one that repeats itself would leave the others waiting.
+                content = array.nbytes, digest, rounded is not None
                 stored = None if file.collective else self._index.find(content)
                 if stored is None:
-                    row = engine.write(key, array)
-                    stored = Stored(file, row, key, nbytes, valid_part.nbytes, digest, file.latest)
+                    row = engine.write(row_key, source)
+                    valid_nbytes, hashed = valid_part.nbytes, digest
+                    if rounded is not None:
+                        valid_nbytes, hashed = rounded.valid_nbytes, rounded.digest
+                        summary.rounded += rounded.nbytes
+                    stored = Stored(
+                        file, row, row_key, source.nbytes, valid_nbytes, hashed, file.latest, rounded is not None
+                    )
                     reference = file.latest = weakref.ref(stored)
                     file.unsynced = True
                     if not file.collective:
                         self._index.add(content, reference)
-                    summary.written += nbytes
+                    summary.written += stored.nbytes
                 else:
                     summary.repeats += 1
                 break
@@ -267,9 +285,33 @@ class Store:
                     raise
                 file = self._file_after(file, exc)
         summary.saves += 1
-        summary.saved += nbytes
+        summary.saved += stored.nbytes
         summary.saving += monotonic() - began
         return stored
+
+    def _round(self, key: str, array: NDArray[Any], valid: int | None, digest: bytes) -> Rounded | None:
+        """Return an array in single precision, or None if that has no such values. Not collective.
+
+        `digest` is the hash of the exact bytes: what is on disk already was looked at before.
+        """
+        global _warned_of_range
+        rounded = Rounded(array, valid)
+        known = self._index.find((array.nbytes, digest, True))
+        if known is not None:
+            rounded.digest = known.digest
+            return rounded
+        if rounded.fits():
+            return rounded
+        if not _warned_of_range:
+            _warned_of_range = True
+            log.warning(
+                "%s, rank %d: an array of %r has values beyond the range of single precision; such arrays are stored "
+                "exactly",
+                MPI.Get_processor_name(),
+                MPI.COMM_WORLD.rank,
+                key,
+            )
+        return None
 
     def get(
         self,
@@ -302,7 +344,7 @@ class Store:
         ChecksumError
             If the bytes differ from those stored. Verified bytes are not verified again for a second.
         LayoutError
-            If the array to fill has another size than the stored one.
+            If the array to fill has another size than the stored one or, where that was rounded, another type.
         StorageError
         """
         began = monotonic()
@@ -333,10 +375,12 @@ class Store:
                 if self.failure is not None:
                     raise copy(self.failure)
                 array = stored.destination(shape, dtype, out)
+                landing = stored.landing(array)
             except Exception as exc:
                 error = exc
             raise_everywhere(stored.file.comm, error)
-            stored.row.read(array)
+            stored.row.read(landing)
+            stored.widen(array)
         return array
 
     def sync(self) -> None:

@@ -10,6 +10,7 @@ from xxhash import xxh3_128_digest
 
 from localckpt._errors import ChecksumError, LayoutError, TransferError
 from localckpt._rows import Row
+from localckpt.storage import single
 
 if TYPE_CHECKING:
     from localckpt.storage.engines import ViewerRow
@@ -43,17 +44,31 @@ class Stored:
     key : str
         The key that it was stored under, for messages.
     nbytes : int
+        On disk.
     valid_nbytes : int
         The number of bytes, from the first on, that are hashed and verified.
     digest : bytes
         The hash of these bytes.
+    rounded : bool
+        Whether it is on disk in single precision, and comes back in double.
     verified_at : float
         When the array was last read back and verified, as :func:`time.monotonic` says.
     previous : callable
         A weak reference to the array that was stored before this one.
     """
 
-    __slots__ = ("file", "row", "key", "nbytes", "valid_nbytes", "digest", "verified_at", "previous", "__weakref__")
+    __slots__ = (
+        "file",
+        "row",
+        "key",
+        "nbytes",
+        "valid_nbytes",
+        "digest",
+        "verified_at",
+        "previous",
+        "rounded",
+        "__weakref__",
+    )
 
     def __init__(
         self,
@@ -64,6 +79,7 @@ class Stored:
         valid_nbytes: int,
         digest: bytes,
         previous: "Callable[[], Stored | None]" = lambda: None,
+        rounded: bool = False,
     ) -> None:
         self.file = file
         self.row: Any = row  # prefetch() is for direct rows only
@@ -73,6 +89,7 @@ class Stored:
         self.digest = digest
         self.verified_at = -inf
         self.previous = previous
+        self.rounded = rounded
 
     def load(
         self, shape: tuple[int, ...] | None, dtype: np.dtype | None, out: NDArray[Any] | None, now: float
@@ -96,45 +113,58 @@ class Stored:
         row = self.row
         if not isinstance(row, Row):
             array = self.destination(shape, dtype, out)
-            row.read(array)  # PETSc's viewer verifies it
+            row.read(self.landing(array))  # VecFile verifies it
+            self.widen(array)
             return array, False, False
         verify = now - self.verified_at > VERIFIED_FOR
         if verify and row.on_disk(self.nbytes):
             prefetch(self)
-        mapping = self._map(row, shape, dtype) if out is None and self.nbytes >= MAP_FROM else None
+        mapping = None
+        if out is None and self.nbytes >= MAP_FROM and not self.rounded:
+            mapping = self._map(row, shape, dtype)
         if mapping is None:
             array = self.destination(shape, dtype, out)
-            row.read(array)
+            row.read(self.landing(array))
         else:
             array = mapping
         if verify:
-            valid_part: Any = array.reshape(-1).view(np.uint8)[: self.valid_nbytes]
+            valid_part: Any = self.landing(array).reshape(-1).view(np.uint8)[: self.valid_nbytes]
             if xxh3_128_digest(valid_part) != self.digest:
                 raise ChecksumError(
                     "the bytes read differ from those stored", self.file.path, self.key, self.file.comm.rank
                 )
             self.verified_at = now
+        self.widen(array)
         return array, mapping is not None, verify
 
     def destination(
         self, shape: tuple[int, ...] | None, dtype: np.dtype | None, out: NDArray[Any] | None
     ) -> NDArray[Any]:
-        """Return the array to read into: `out` or a new one. Not collective.
+        """Return the array to fill: `out` or a new one. Not collective.
 
         Raises
         ------
         LayoutError
-            If it has not the size of the stored array.
+            If it has not the size of the stored array, or, where that was rounded, other numbers.
         """
         array = np.empty(shape or (), dtype) if out is None else out
-        if array.nbytes != self.nbytes:
-            raise LayoutError(
-                f"{self.nbytes} bytes are stored, the array to read them into has {array.nbytes}",
-                self.file.path,
-                self.key,
-                self.file.comm.rank,
-            )
-        return array
+        nbytes = 2 * self.nbytes if self.rounded else self.nbytes
+        if array.nbytes != nbytes:
+            reason = f"{nbytes} bytes are stored, the array to read them into has {array.nbytes}"
+        elif self.rounded and not single.can_be_rounded(array.dtype):
+            reason = f"numbers that were rounded to single precision are not read into an array of {array.dtype}"
+        else:
+            return array
+        raise LayoutError(reason, self.file.path, self.key, self.file.comm.rank)
+
+    def landing(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return what the row is read into: the array, or the part of it for its rounded numbers. Not collective."""
+        return single.landing(array) if self.rounded else array
+
+    def widen(self, array: NDArray[Any]) -> None:
+        """Make the array, whose :meth:`landing` was filled, what it is to be. Not collective."""
+        if self.rounded:
+            single.widen(array)
 
     def _map(self, row: Row, shape: tuple[int, ...] | None, dtype: np.dtype | None) -> NDArray[Any] | None:
         """Return the row's bytes as an array without reading them, or None if they have to be read."""

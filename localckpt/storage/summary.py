@@ -14,8 +14,9 @@ class Summary:
     saves: int = 0  #: number of arrays saved, one for each component of a Function
     repeats: int = 0  #: saves of bytes that were on disk already
     restores: int = 0  #: number of arrays restored
-    saved: int = 0  #: bytes of all saves
+    saved: int = 0  #: bytes of all saves, as they are on disk
     written: int = 0  #: bytes written to disk
+    rounded: int = 0  #: those of them that are numbers rounded to single precision
     read: int = 0  #: bytes read back from disk
     live: int = 0  #: bytes that the files in use take on disk, with the space reserved for more arrays
     peak: int = 0  #: the maximum of `live`; over several ranks, the sum of each rank's maximum
@@ -36,16 +37,21 @@ class Summary:
             ranks=comm.size,
             slowest_rank=everyone.index(slowest),
         )
-        for name in ("saves", "repeats", "restores", "saved", "written", "read", "live", "peak"):
+        for name in ("saves", "repeats", "restores", "saved", "written", "rounded", "read", "live", "peak"):
             setattr(total, name, sum(getattr(one, name) for one in everyone))
         return total
 
     def __str__(self) -> str:
         whose = f"all {self.ranks} ranks, the slowest:" if self.ranks > 1 else "one rank:"
+        rounded = ""
+        if self.rounded:
+            exact = self.written - self.rounded
+            rounded = f"    rounded  {'':12} {self.rounded / 1e6:12.3f} MB written, {exact / 1e6:.3f} MB exact\n"
         return (
             f"checkpoints of {whose} rank {self.slowest_rank} on {self.slowest_host}\n"
             f"    saves    {self.saves:12} {self.saved / 1e6:12.3f} MB {self.saving:10.3f} s\n"
             f"    repeats  {self.repeats:12} {(self.saved - self.written) / 1e6:12.3f} MB not written\n"
+            f"{rounded}"
             f"    restores {self.restores:12} {self.read / 1e6:12.3f} MB {self.restoring:10.3f} s\n"
             f"    on disk  {'':12} {self.live / 1e6:12.3f} MB, at most {self.peak / 1e6:.3f} MB\n"
             f"    in       {', '.join(self.tiers) or 'no directory'}"

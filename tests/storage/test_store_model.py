@@ -51,10 +51,11 @@ def machine(path, engine, cleanup):
         def choose(self, data, held):
             return data.draw(st.sampled_from(sorted(held)))
 
-        @rule(size=st.sampled_from(SIZES), seed=st.integers(0, 2))
-        def put(self, size, seed):
+        @rule(size=st.sampled_from(SIZES), seed=st.integers(0, 2), single=st.booleans())
+        def put(self, size, seed, single):
             array = values(size, seed)
-            self.rows[next(self.numbers)] = self.store.put(str(size), array), array.copy()
+            expected = array.astype(np.float32).astype(float) if single else array.copy()
+            self.rows[next(self.numbers)] = self.store.put(str(size), array, single=single), expected
             array += 1  # the caller's, who may do with it as they like
 
         @precondition(lambda self: self.rows)
