@@ -494,7 +494,9 @@ class Run:
     def _check_recorded(self, functional: int, journal: Journal, reduced: Any) -> None:
         """Compare what came out of a recording. Collective on the journal's communicator."""
         value = reduced.functional.block_variable.saved_output
+        checkpointer = reduced.tape._package_data.get("firedrake")
         found: Entry = {
+            "precisions": [getattr(checkpointer, "precision", None) or "exact"],
             "timesteps": [len(reduced.tape.timesteps)],
             "blocks": [len(reduced.tape.get_blocks())],
             "values": [float(value)] if isinstance(value, float) else norms(journal.comm, [values(value)]),

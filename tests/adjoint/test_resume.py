@@ -424,6 +424,19 @@ def test_another_problem_is_refused(change, message, shared_tmp):
 
 
 @pytest.mark.parallel([1, 2])
+def test_another_precision_of_checkpoints_is_refused(shared_tmp):
+    for precision in (None, "single"):
+        with job(shared_tmp):
+            enable_disk_checkpointing(precision=precision)
+            functional = diffusion(line())
+            if precision is None:
+                functional(line(0.5))
+            else:
+                with pytest.raises(runs.ResumeError, match="precision 1 of 1 is single, and was exact"):
+                    functional(line(0.5))
+
+
+@pytest.mark.parallel([1, 2])
 def test_another_mesh_is_refused(shared_tmp):
     with job(shared_tmp):
         diffusion(line())(line(0.5))
