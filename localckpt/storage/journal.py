@@ -70,7 +70,7 @@ class Journal:
         self.bytes_written = 0
         self._group = comm.rank // RANKS_PER_FILE
         self._file = self._journal = -1
-        self._unwritable: tuple[Any, ...] = ()  # the arguments of the OSError
+        self._unwriteable: tuple[Any, ...] = ()  # the arguments of the OSError
         self._length = 0  # of the journal's whole lines, in bytes
         self._ends = [0] * -(-comm.size // RANKS_PER_FILE)  # of the last record in each group's file
         try:
@@ -89,7 +89,7 @@ class Journal:
                 self._journal = self._open_file(os.path.join(self.directory, NAME), os.O_APPEND)
                 with open(self._journal, "rb", closefd=False) as file:
                     content = file.read()
-            if self.comm.rank % RANKS_PER_FILE == 0 and not self._unwritable:
+            if self.comm.rank % RANKS_PER_FILE == 0 and not self._unwriteable:
                 sync(self.directory)
         except Exception as exc:
             error = exc
@@ -108,7 +108,7 @@ class Journal:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
         except OSError as exc:
             if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                self._unwritable = exc.errno, exc.strerror, path
+                self._unwriteable = exc.errno, exc.strerror, path
                 with contextlib.suppress(FileNotFoundError):
                     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             raise
@@ -158,8 +158,8 @@ class Journal:
             self._take(*written)
 
     def _require_writeable(self) -> None:
-        if self._unwritable:
-            raise OSError(*self._unwritable)
+        if self._unwriteable:
+            raise OSError(*self._unwriteable)
         if self.comm.rank == 0:
             self._check_owner()
 
