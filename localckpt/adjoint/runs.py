@@ -249,7 +249,8 @@ class Run:
             return
         self._finished = True
         _run, patches.keep_mesh = None, None
-        self.clock.stop()
+        if not self.leaving:  # another signal must not change its exit status
+            self.clock.stop()
         status = AGAIN if self.leaving else status
         if self._owner:
             code = "" if status is None else f"; exit status {status}{': run again' * (status == AGAIN)}"
@@ -546,7 +547,10 @@ class Run:
         if len(then) != len(now):
             self.refuse(f"{where} has {len(now)} {name}, and had {len(then)} in the first job")
         for i, (one, other) in enumerate(zip(then, now)):
-            same = one == other if isinstance(one, str) else abs(one - other) <= ROUNDING * max(abs(one), abs(other))
+            if isinstance(one, str) or math.isnan(one):
+                same = str(one) == str(other)
+            else:
+                same = abs(one - other) <= ROUNDING * max(abs(one), abs(other))
             if not same:
                 self.refuse(
                     f"{where} is not that of the first job (another problem, or other data?): {name[:-1]} {i + 1} of "

@@ -81,7 +81,9 @@ def execute_and_resume(options: argparse.Namespace) -> int:
         )
         execute(options)
         status = 0
-    except runs.ResumeError as exc:
+    except (runs.ResumeError, OSError) as exc:
+        if run is not None and isinstance(exc, OSError):  # it is the script's
+            raise
         if MPI.COMM_WORLD.rank == 0:
             print(f"localckpt run: {exc}", file=sys.stderr)
         status = 1
