@@ -1,7 +1,7 @@
 """The temperature that a convecting mantle began with: an inversion with G-ADOPT's own optimiser, over several jobs.
 
-A script of G-ADOPT's calls (2026.4, on Firedrake 2026.4), with no word of localckpt in it. It goes on where it was ended,
-however often::
+A script of G-ADOPT's calls (2026.4, on Firedrake 2026.4), with no word of localckpt in it. It goes on where it was
+ended, however often::
 
     mpiexec -n 2 python -m localckpt run --resume inversion examples/mantle_inversion.py
 """
