@@ -30,6 +30,7 @@ __all__ = ["Functional", "TapeState", "key_of", "tape_state"]
 
 NEAR = 1e-10  # relative distance of a control from the recorded one, at most, that is due to rounding
 PACKAGE = "localckpt.resume"
+NOTHING = -1  # the number of no evaluation
 
 
 class TapeState(TapePackageData):
@@ -41,7 +42,7 @@ class TapeState(TapePackageData):
     Attributes
     ----------
     actual : int
-        The number of the evaluation whose states are on the tape; 0 is the recording of the tape.
+        The number of the evaluation whose states are on the tape: 0 is its recording, -1 a sweep that has failed.
     current : int
         The number of the last evaluation that the script has asked for.
     key : str
@@ -274,6 +275,7 @@ class Functional:
             return after(*args)
 
         reduced.eval_cb_post = record
+        state.actual = NOTHING  # until the sweep ends
         try:
             with self.run.watched(reduced.tape, self.journal):
                 return original(reduced, list(controls))

@@ -5,16 +5,15 @@ Imported, and Firedrake and pyadjoint changed for it, only if a run asks for it:
 """
 
 import atexit
+import contextlib
 import math
 import os
 import shutil
 import stat
 import sys
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, NoReturn
 
@@ -26,7 +25,7 @@ from petsc4py import PETSc
 from pyadjoint import stop_annotating
 from pyadjoint.enlisting import Enlist
 from pyop2.mpi import COMM_WORLD
-from xxhash import xxh3_128_hexdigest
+from xxhash import xxh3_64_hexdigest, xxh3_128_hexdigest
 
 from localckpt._collective import raise_everywhere
 from localckpt.adjoint import patches
@@ -35,6 +34,7 @@ from localckpt.adjoint.clock import Clock
 from localckpt.adjoint.evaluations import Functional, TapeState, can_record, fits, key_of, tape_state
 from localckpt.adjoint.recordings import Recordings, can_be_read
 from localckpt.adjoint.values import comm_of, norms, values, with_values
+from localckpt.storage.directories import log
 from localckpt.storage.journal import DamagedRecord, Journal, sync
 from localckpt.storage.journal_entries import VERSION, Entry
 from localckpt.storage.nodes import ranks_in
@@ -44,6 +44,7 @@ __all__ = ["AGAIN", "ResumeError", "Run", "replaying", "resume"]
 
 AGAIN = 75  # exit status: run the same job again (EX_TEMPFAIL of sysexits.h)
 ROUNDING = 1e-6  # relative difference of what two jobs compute in a timestep, at most
+NOISE = 1e-12  # the same, relative to the largest number of the timestep
 CHECKED_STEPS = (1, 10)  # of each tape, compared while it is recorded
 OFTEN = 0.5  # seconds between two agreements of all ranks, about
 GRACE = 5.0  # seconds to end in
@@ -168,7 +169,6 @@ class Run:
         raise_everywhere(comm, error)
         self._token = comm.bcast(self._owner and self._owner.token)
         self._journals: list[tuple[MPI.Intracomm, Journal]] = []
-        self.journal = self._open(comm, self.directory)
         self._functionals: weakref.WeakKeyDictionary[Any, Functional] = weakref.WeakKeyDictionary()
         self._numbers: dict[int, int] = {}  # how many functionals each journal has, by its id
         self._recordings = 0  # of tapes
@@ -176,7 +176,8 @@ class Run:
         self._started: list[tuple[Any, Any, Any]] = []  # Functions, their values before start() and after
         self._start_entry: Entry | None = None
         try:
-            self._begin_job(walltime)
+            self.journal = self._open(comm, self.directory)
+            self._begin_job(walltime, take_over)
         except BaseException:
             if self._owner:
                 self._owner.release()
@@ -185,7 +186,7 @@ class Run:
 
     # The beginning and the end of a job
 
-    def _begin_job(self, walltime: float | None) -> None:
+    def _begin_job(self, walltime: float | None, try_again: bool) -> None:
         identity = identity_of(self.comm)
         first = next((entry for entry in self.journal.entries if entry["kind"] == "run"), None)
         if first is None:
@@ -201,24 +202,24 @@ class Run:
         job["left"] = left if left < math.inf else None
         before = [entry for entry in self.journal.entries if entry["kind"] == "job"]
         self._report_begin(before, script)
-        self._require_progress(before[-2:], job)
+        if not try_again:
+            self._require_progress(before[-2:], job)
         self.append(self.journal, job)
 
     def _report_begin(self, before: list[Entry], script: str) -> None:
-        if self.comm.rank == 0:
-            kinds = [entry["kind"] for entry in self.journal.entries]
-            if before:
-                print_line(
-                    f"goes on in {self.directory}: {kinds.count('value')} values and {kinds.count('derivative')} "
-                    f"derivatives recorded by {len(before)} job{'s' * (len(before) > 1)}"
-                )
-                if before[-1]["script"] != script:
-                    self.warn("the script is not the one of the last job")
-            else:
-                print_line(f"begins in {self.directory}")
-            damaged = kinds.count("damaged")
-            if damaged:
-                self.warn(f"{damaged} lines of the journal are damaged: what they recorded is computed again")
+        kinds = [entry["kind"] for entry in self.journal.entries]
+        if before:
+            self.say(
+                f"goes on in {self.directory}: {kinds.count('value')} values and {kinds.count('derivative')} "
+                f"derivatives recorded by {len(before)} job{'s' * (len(before) > 1)}"
+            )
+            if before[-1]["script"] != script:
+                self.warn("the script is not the one of the last job")
+        else:
+            self.say(f"begins in {self.directory}")
+        damaged = kinds.count("damaged")
+        if damaged:
+            self.warn(f"{damaged} lines of the journal are damaged: what they recorded is computed again")
 
     def _require_progress(self, before: list[Entry], job: Entry) -> None:
         """Raise ResumeError if the last two jobs have recorded nothing, and this one does not promise more."""
@@ -226,7 +227,7 @@ class Run:
             return
         entries = self.journal.entries
         since = entries[entries.index(before[0]) :]
-        if any(entry["kind"] in ("value", "derivative") for entry in since):
+        if any(entry["kind"] in ("value", "derivative", "solve") for entry in since):
             return
         if any(entry["script"] != job["script"] for entry in before):
             return
@@ -236,7 +237,7 @@ class Run:
             return
         self.refuse(
             "the last two jobs recorded nothing new, so this one would not either: give it more time or more nodes, "
-            "so that one evaluation ends in a job"
+            "so that one evaluation ends in a job, or try again with --take-over"
         )
 
     def finish(self, status: int | None = None) -> None:
@@ -255,8 +256,8 @@ class Run:
         if self._owner:
             code = "" if status is None else f"; exit status {status}{': run again' * (status == AGAIN)}"
             if self.recordings:
-                print_line(f"{self.recordings.written} solves of the recording recorded, {self.recordings.read} read")
-            print_line(
+                self.say(f"{self.recordings.written} solves of the recording recorded, {self.recordings.read} read")
+            self.say(
                 f"{self._added['value']} values and {self._added['derivative']} derivatives recorded, "
                 f"{self._replayed['value']} and {self._replayed['derivative']} given back; {self._spent:.1f} s of "
                 f"{time.monotonic() - self._begin:.1f} s went into that{code}"
@@ -270,9 +271,14 @@ class Run:
         raise ResumeError(f"cannot go on in {self.directory}: {reason}")
 
     def warn(self, message: str) -> None:
-        """Warn, on rank 0."""
+        """Warn, on rank 0: in the log, because a warning may be turned into an exception, on that rank alone."""
         if self.comm.rank == 0:
-            warnings.warn(f"localckpt resume: {message}", UserWarning, stacklevel=2)
+            log.warning("resume: %s", message)
+
+    def say(self, message: str) -> None:
+        """Say something, on rank 0."""
+        if self.comm.rank == 0:
+            log.info("resume: %s", message)
 
     # Journals
 
@@ -292,13 +298,11 @@ class Run:
     def journal_on(self, comm: MPI.Intracomm) -> Journal:
         """The journal of the functionals on this communicator. Collective on it when it is first asked for."""
         for known, journal in self._journals:
-            if known == comm:
+            if MPI.Comm.Compare(known, comm) in (MPI.IDENT, MPI.CONGRUENT):
                 return journal
         ranks = ranks_in(self.comm, comm)
-        if comm.size == self.comm.size:
-            self._journals.append((comm, self.journal))
-            return self.journal
-        directory = os.path.join(self.directory, f"ranks-{ranks[0]:05d}-{ranks[-1]:05d}")
+        name = f"ranks-{ranks[0]:05d}-{xxh3_64_hexdigest(np.array(ranks).tobytes())}"
+        directory = os.path.join(self.directory, name)
         error: Exception | None = None
         try:
             if comm.rank == 0:
@@ -342,9 +346,10 @@ class Run:
 
     def say_how_much(self, what: str, nbytes: int) -> None:
         """Say, on rank 0, how many bytes a record takes."""
-        if self.comm.rank == 0:
-            free = shutil.disk_usage(self.directory).free
-            print_line(f"{what} takes {nbytes / 1e6:.3g} MB; {free / 1e6:.6g} MB are free")
+        free = "an unknown number of"
+        with contextlib.suppress(OSError):
+            free = f"{shutil.disk_usage(self.directory).free / 1e6:.6g}"
+        self.say(f"{what} takes {nbytes / 1e6:.3g} MB; {free} MB are free")
 
     def begin_replay(self, kind: str) -> None:
         """A recorded evaluation is given back, to the end of pyadjoint's function that has asked for it."""
@@ -546,11 +551,13 @@ class Run:
     def compare(self, where: str, name: str, then: list[Any], now: list[Any]) -> None:
         if len(then) != len(now):
             self.refuse(f"{where} has {len(now)} {name}, and had {len(then)} in the first job")
+        numbers = [abs(number) for number in (*then, *now) if not isinstance(number, str)]
+        noise = NOISE * max(numbers, default=0.0)
         for i, (one, other) in enumerate(zip(then, now)):
             if isinstance(one, str) or math.isnan(one):
                 same = str(one) == str(other)
             else:
-                same = abs(one - other) <= ROUNDING * max(abs(one), abs(other))
+                same = abs(one - other) <= ROUNDING * max(abs(one), abs(other)) + noise
             if not same:
                 self.refuse(
                     f"{where} is not that of the first job (another problem, or other data?): {name[:-1]} {i + 1} of "
@@ -559,7 +566,7 @@ class Run:
 
     # The clock
 
-    @contextmanager
+    @contextlib.contextmanager
     def watched(self, tape: Any, journal: Journal) -> Iterator[None]:
         """Look at the clock at each timestep of a sweep."""
         bar = tape._bar
@@ -610,8 +617,7 @@ class Run:
 
     def _leave(self, why: str) -> NoReturn:
         self.leaving = True
-        if self.comm.rank == 0:
-            print_line(f"leaves: {why}")
+        self.say(f"leaves: {why}")
         raise SystemExit(AGAIN)
 
 
@@ -691,10 +697,6 @@ def is_array(value: Any) -> bool:
     return isinstance(value, (float, Function, Cofunction))
 
 
-def print_line(message: str) -> None:
-    print(f"localckpt resume: {message}", flush=True)
-
-
 # What pyadjoint's and Firedrake's functions are replaced by: called with the original first.
 
 
@@ -752,7 +754,7 @@ def compute_really(original: Callable[..., Any], J: Any, m: Any, m_dot: Any, *ar
 
 def evaluate_ensemble(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """A value or derivative of an EnsembleReducedFunctional: here all members of the ensemble can leave together."""
-    if _run is not None:
+    if _run is not None and self.ensemble.global_comm.size == _run.comm.size:
         _run.require_time(_run.journal, 0.0, "an evaluation")
     return original(self, *args, **kwargs)
 

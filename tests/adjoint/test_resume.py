@@ -7,7 +7,6 @@ import functools
 import os
 import resource
 import signal
-import warnings
 from contextlib import contextmanager
 
 import firedrake as fd
@@ -334,6 +333,23 @@ def test_gradient_after_going_back_to_an_earlier_evaluation_is_right(shared_tmp)
 
 
 @pytest.mark.parallel([1, 2])
+def test_gradient_after_an_evaluation_that_failed_is_that_of_the_one_before(shared_tmp, solves):
+    with job(shared_tmp / "whole"):
+        functional = diffusion(line())
+        functional(line(0.5))
+        expected = functional.derivative().dat.data_ro.copy()
+    with job(shared_tmp / "failed", solves):
+        functional = diffusion(line())
+        functional(line(0.5))
+        solves.last = solves.count + 1
+        with pytest.raises(Killed):
+            functional(line(2.0))
+        solves.last = None
+        found = functional.derivative().dat.data_ro.copy()
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+@pytest.mark.parallel([1, 2])
 def test_functionals_and_numbers_as_controls_are_told_apart(shared_tmp):
     found = []
     for _ in range(2):
@@ -377,7 +393,7 @@ def test_control_that_differs_by_rounding_is_the_recorded_one(shared_tmp):
 
 
 @pytest.mark.parallel([1, 2])
-def test_control_that_is_another_one_is_computed_with_a_warning(shared_tmp):
+def test_control_that_is_another_one_is_computed_with_a_warning(shared_tmp, warnings_on_rank_0):
     with job(shared_tmp):
         diffusion(line())(line(0.5))
     with job(shared_tmp) as run:
@@ -398,12 +414,14 @@ def test_control_that_is_another_one_ends_a_strict_run(shared_tmp):
             diffusion(line())(line(0.6))
 
 
-@contextmanager
-def warnings_on_rank_0(match):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+@pytest.fixture
+def warnings_on_rank_0(caplog):
+    @contextmanager
+    def check(match):
         yield
-    assert any(match in str(warning.message) for warning in caught) == (WORLD.rank == 0)
+        assert any(match in record.getMessage() for record in caplog.records) == (WORLD.rank == 0)
+
+    return check
 
 
 @pytest.mark.parallel([1, 2])
@@ -467,7 +485,7 @@ def test_directory_that_everyone_can_write_to_is_refused(shared_tmp):
 
 
 @pytest.mark.parallel([1, 2])
-def test_damaged_records_are_computed_again(shared_tmp, solves):
+def test_damaged_records_are_computed_again(shared_tmp, solves, warnings_on_rank_0):
     with job(shared_tmp, solves):
         initial = line()
         expected = descent(diffusion(initial), initial)
@@ -486,7 +504,7 @@ def test_damaged_records_are_computed_again(shared_tmp, solves):
 
 
 @pytest.mark.parallel([1, 2])
-def test_full_directory_ends_the_recording_and_not_the_run(shared_tmp):
+def test_full_directory_ends_the_recording_and_not_the_run(shared_tmp, warnings_on_rank_0):
     with job(shared_tmp / "whole"):
         initial = line()
         expected = descent(diffusion(initial), initial)
