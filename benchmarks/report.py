@@ -81,6 +81,7 @@ def main():
         ("cgroup", cgroups),
         ("plan", plans),
         ("precision", precisions),
+        ("resume", resumed),
     ):
         if found[workload]:
             lines += write(found[workload], folder)
@@ -519,6 +520,28 @@ def plans(found, folder):
 
     names = list(dict.fromkeys(b["contestant"] for b in prepared))
     return lines + table(dict.fromkeys(b["prepared"] for b in prepared), names, taken)
+
+
+def resumed(found, folder):
+    lines = [
+        "## Runs that resume",
+        "",
+        "The share of an iteration that goes into recording values and derivatives.",
+        "",
+    ]
+
+    def share(problem, n):
+        b = pick(found, problem=problem, ranks=n)
+        return b and f"{100 * b['share']:.2f} % of {seconds(b['median'])}"
+
+    def ratio(recorded, n):
+        b = pick(found, recorded=recorded, ranks=n)
+        return b and f"{seconds(b['median'])}, {b['ratio']:.2f}"
+
+    ranks = values(found, "ranks")
+    lines += table(dict.fromkeys(b["problem"] for b in found if "share" in b), ranks, share)
+    lines += ["A record, and its time divided by that of a plain write and fsync of the same bytes.", ""]
+    return lines + table(dict.fromkeys(b["recorded"] for b in found if "recorded" in b), ranks, ratio)
 
 
 def precisions(found, folder):

@@ -251,7 +251,8 @@ class Functional:
         """The value, with all callbacks, from a record or by a sweep."""
         reduced, state = self.reduced, tape_state(self.reduced.tape)
         controls = [AdjFloat(control) if isinstance(control, (int, float)) else control for control in controls]
-        key, controls, found = self.find(controls)
+        with self.run.accounted():
+            key, controls, found = self.find(controls)
         sweep = partial(self._sweep, controls)
         on_tape = state.actual == 0 and key == self._recorded_key  # the recording of the tape was this sweep
         value = self._recorded_value(key) if found == "known" else None

@@ -134,6 +134,8 @@ class Run:
     comm : mpi4py.MPI.Intracomm
     replaying : bool
         See :func:`replaying`.
+    spent : float
+        Seconds of this rank that went into records and into agreeing with the other ranks.
     leaving : bool
         Whether the job has begun to leave, to be run again.
     """
@@ -150,7 +152,7 @@ class Run:
         self.directory, self.comm, self.replaying = os.path.abspath(directory), comm, False
         self._strict, self._recording = strict, True
         self._begin = time.monotonic()
-        self._spent = 0.0  # seconds in here
+        self.spent = 0.0  # seconds in here
         self._added = {"value": 0, "derivative": 0}
         self._replayed = {"value": 0, "derivative": 0}
         self.recordings = Recordings(self) if recording else None
@@ -259,7 +261,7 @@ class Run:
                 self.say(f"{self.recordings.written} solves of the recording recorded, {self.recordings.read} read")
             self.say(
                 f"{self._added['value']} values and {self._added['derivative']} derivatives recorded, "
-                f"{self._replayed['value']} and {self._replayed['derivative']} given back; {self._spent:.1f} s of "
+                f"{self._replayed['value']} and {self._replayed['derivative']} given back; {self.spent:.1f} s of "
                 f"{time.monotonic() - self._begin:.1f} s went into that{code}"
             )
             self._owner.release()
@@ -316,17 +318,25 @@ class Run:
         """Record something; False, after one warning, once that is not possible. Collective on the journal's comm."""
         if not self._recording:
             return False
-        begin = time.monotonic()
         try:
-            journal.append(entry, arrays)
+            with self.accounted():
+                journal.append(entry, arrays)
         except OSError as exc:
             self._recording = False
             self.warn(f"nothing is recorded from here on, and the run goes on: {exc}")
             return False
         if entry["kind"] in self._added:
             self._added[entry["kind"]] += 1
-        self._spent += time.monotonic() - begin
         return True
+
+    @contextlib.contextmanager
+    def accounted(self) -> Iterator[None]:
+        """Add to :attr:`spent`."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spent += time.monotonic() - begin
 
     # Functionals
 
@@ -593,11 +603,12 @@ class Run:
             return
         now = time.monotonic()
         elapsed = max(now - self._last_boundary, 0.0)
-        if self._owner:
-            self._owner.beat()
-        short = self.clock.is_short_of(2 * elapsed + GRACE)
-        asked = np.array([float(short), elapsed])
-        self.comm.Allreduce(MPI.IN_PLACE, asked, MPI.MAX)
+        with self.accounted():
+            if self._owner:
+                self._owner.beat()
+            short = self.clock.is_short_of(2 * elapsed + GRACE)
+            asked = np.array([float(short), elapsed])
+            self.comm.Allreduce(MPI.IN_PLACE, asked, MPI.MAX)
         if asked[0]:
             self._leave("the time is over" if not self.clock.signalled else f"it got {self.clock.signalled}")
         if asked[1] < OFTEN:

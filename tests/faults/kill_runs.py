@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from localckpt.storage.journal_entries import read_entries
+
 SCRIPT = Path(__file__).with_name("resumable.py")
 PROBLEMS = "burgers", "convection"
 OPTIMISERS = "scipy", "lmvm", "blmvm", "hand"
@@ -67,9 +69,17 @@ def ranks_of(job):
         return []
 
 
-def interrupt(job, end, chance, directory, begin):
-    """Wait for a random instant, and end the job in that way."""
-    while not (directory / "journal").exists() and job.poll() is None:  # it imports Firedrake
+def jobs_of(directory):
+    """How many have begun to resume in a directory."""
+    try:
+        return sum(entry["kind"] == "job" for entry in read_entries(directory))
+    except OSError:
+        return 0
+
+
+def interrupt(job, end, chance, directory, begin, jobs):
+    """Wait for a random instant after the job has begun to resume, and end it in that way."""
+    while jobs_of(directory) == jobs and job.poll() is None:  # it imports Firedrake
         time.sleep(0.01)
     wait_until = time.monotonic() + chance.uniform(0.0, 1.2 * begin)
     size = nbytes_of_arrays(directory)
@@ -134,9 +144,10 @@ def run(case, seed, where, kills=5, pace=0.02):
     for _ in range(kills):
         end = chance.choice(ENDS)
         options = ["--walltime", f"{chance.uniform(0.5, 1.0) * seconds + 5:.1f}"] if end == "end of time" else []
+        jobs = jobs_of(directory)
         job = start(case, directory, result, options, pace)
         if end != "end of time":
-            interrupt(job, end, chance, directory, seconds / 2)
+            interrupt(job, end, chance, directory, seconds / 2, jobs)
         ends.append(end)
         statuses.append(wait(job))
         if statuses[-1] == 0:
