@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -167,10 +168,28 @@ def run(case, seed, where, kills=5, pace=0.02):
     return line
 
 
+def partitions(directory, ranks, starts=10):
+    """The partitions of a mesh that so many jobs of a run have."""
+    shutil.rmtree(directory, ignore_errors=True)
+    command = ["mpiexec", "-n", ranks, sys.executable, "-m", "localckpt", "run", "--resume", directory]
+    command.append(SCRIPT.with_name("partition.py"))
+    found = []
+    for _ in range(starts):
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=LIMIT)
+        found += re.findall("partition (.*)", done.stdout)
+    return found
+
+
 def main(where, seconds="3600", pattern="*"):
     """Runs until the time is over or 200 kills are done."""
     where = Path(where).absolute()
     where.mkdir(parents=True, exist_ok=True)
+    for ranks in (4, 8):
+        if fnmatch.fnmatch(f"partition-{ranks}", pattern):
+            found = partitions(where / f"partition-{ranks}", ranks)
+            print(f"{ranks} ranks: {len(found)} starts, {len(set(found))} partition", flush=True)
+            if len(found) != 10 or len(set(found)) != 1:
+                return True
     results = where / "results"
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     end = time.monotonic() + float(seconds)
