@@ -184,7 +184,7 @@ class Run:
             if self._owner:
                 self._owner.release()
             raise
-        atexit.register(self.finish)
+        atexit.register(self.finish, at_exit=True)
 
     # The beginning and the end of a job
 
@@ -242,17 +242,24 @@ class Run:
             "so that one evaluation ends in a job, or try again with --take-over"
         )
 
-    def finish(self, status: int | None = None) -> None:
+    def finish(self, status: int | None = None, at_exit: bool = False) -> None:
         """Say what this job has added, and give up the directory: nothing is recorded after that. Not collective.
 
         Called at exit.
+
+        Parameters
+        ----------
+        status : int, optional
+            The exit status, if it is known.
+        at_exit : bool, optional
+            Leave the signals as they are, so that one that comes now does not change the exit status.
         """
         global _run
         if self._finished or os.getpid() != self._process:
             return
         self._finished = True
         _run, patches.keep_mesh = None, None
-        if not self.leaving:  # another signal must not change its exit status
+        if not at_exit:
             self.clock.stop()
         status = AGAIN if self.leaving else status
         if self._owner:

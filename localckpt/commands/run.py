@@ -96,7 +96,7 @@ def execute_and_resume(options: argparse.Namespace) -> int:
             raise
         status = runs.AGAIN
     if run is not None:
-        run.finish(status)
+        run.finish(status, at_exit=True)
     return status
 
 

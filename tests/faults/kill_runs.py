@@ -62,10 +62,9 @@ def start(case, directory, result, options=(), pace=0.0):
 
 
 def ranks_of(job):
-    """The processes of its ranks."""
+    """The processes of its ranks, and not the compilers that they start."""
     try:
-        below = psutil.Process(job.pid).children(recursive=True)
-        return [process for process in below if "resumable.py" in " ".join(process.cmdline())]
+        return [process for process in psutil.Process(job.pid).children() if "python" in process.name()]
     except psutil.NoSuchProcess:
         return []
 

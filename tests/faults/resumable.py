@@ -45,7 +45,7 @@ from firedrake.adjoint import (
 from mpi4py import MPI
 
 STEPS = 6
-LU = {"ksp_type": "preonly", "pc_type": "lu", "pc_factor_mat_solver_type": "mumps"}
+LU = {"ksp_type": "preonly", "pc_type": "lu"}
 SCHEDULES = {
     "none": None,
     "disk": SingleDiskStorageSchedule,
