@@ -233,9 +233,7 @@ class Run:
             return
         if any(entry["script"] != job["script"] for entry in before):
             return
-        if job["left"] is None or any(
-            entry["left"] is not None and job["left"] > 1.05 * entry["left"] for entry in before
-        ):
+        if job["left"] is None or any(entry["left"] is None or job["left"] > 1.05 * entry["left"] for entry in before):
             return
         self.refuse(
             "the last two jobs recorded nothing new, so this one would not either: give it more time or more nodes, "
