@@ -41,7 +41,8 @@ bench-full:
 # Hundreds of optimisation iterations, with constant memory, descriptors and disk use; arrays of more than 2 GiB.
 SOAK = 500
 soak:
-	@scripts/run python -m pytest tests/faults/test_soak.py tests/faults/large_transfers.py --soak $(SOAK) --timeout 7200
+	@scripts/run python -m pytest -m 'parallel[1]' tests/faults/test_soak.py tests/faults/large_transfers.py \
+	    tests/adjoint/test_interleavings.py --soak $(SOAK) --timeout 7200
 
 sanitize:
 	@scripts/sanitize

@@ -131,15 +131,11 @@ def machine(spaces, **arguments):
     return Model
 
 
-@pytest.mark.parallel([1, 2])
-@pytest.mark.parametrize("engine", ["direct", "viewer"])
-@pytest.mark.parametrize("comm", [MPI.COMM_SELF, WORLD], ids=["own", "world"])
-@pytest.mark.parametrize("cleanup", [True, False])
-def test_functions_are_what_a_dictionary_says(shared_tmp, spaces, comm, engine, cleanup):
+def check(spaces, examples, **arguments):
     run_state_machine_as_test(
-        machine(spaces, checkpoint_comm=comm, checkpoint_dir=str(shared_tmp), engine=engine, cleanup=cleanup),
+        machine(spaces, **arguments),
         settings=settings(
-            max_examples=8,
+            max_examples=examples,
             stateful_step_count=25,
             deadline=None,
             derandomize=True,
@@ -147,3 +143,23 @@ def test_functions_are_what_a_dictionary_says(shared_tmp, spaces, comm, engine, 
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@pytest.fixture
+def examples(request):
+    """Five, or more in a long run (make soak)."""
+    return max(5, request.config.getoption("--soak") // 10)
+
+
+@pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize("engine", ["direct", "viewer"])
+@pytest.mark.parametrize("cleanup", [True, False])
+def test_functions_in_a_file_per_rank_are_what_a_dictionary_says(shared_tmp, spaces, engine, cleanup, examples):
+    check(spaces, examples, checkpoint_dir=str(shared_tmp), engine=engine, cleanup=cleanup)
+
+
+@pytest.mark.parallel(2)
+@pytest.mark.parametrize("engine", ["direct", "viewer"])
+@pytest.mark.parametrize("cleanup", [True, False])
+def test_functions_in_a_shared_file_are_what_a_dictionary_says(shared_tmp, spaces, engine, cleanup, examples):
+    check(spaces, examples, checkpoint_comm=WORLD, checkpoint_dir=str(shared_tmp), engine=engine, cleanup=cleanup)
