@@ -162,12 +162,12 @@ def descent(functional, initial, evaluations=3):
 
 
 def scipy(functional):
-    return minimize(functional, method="L-BFGS-B", tol=1e-3)
+    return minimize(functional, method="L-BFGS-B", tol=1e-2)
 
 
 def tao(functional, kind="lmvm", bounds=None):
     problem = MinimizationProblem(functional, bounds=bounds)
-    return TAOSolver(problem, {"tao_type": kind, "tao_max_it": 50, "tao_gatol": 1e-2}).solve()
+    return TAOSolver(problem, {"tao_type": kind, "tao_max_it": 50, "tao_gatol": 5e-2}).solve()
 
 
 def tao_with_bounds(functional):
@@ -190,9 +190,21 @@ CASES = [
 ]
 
 
-@pytest.mark.parallel([1, 2])
 @pytest.mark.parametrize("optimiser, schedule", CASES)
+def test_interrupted_run_ends_with_the_same_bits_as_an_uninterrupted_one(optimiser, schedule, shared_tmp, solves):
+    expected, found = whole_and_interrupted(optimiser, schedule, shared_tmp, solves)
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parallel(2)
+@pytest.mark.parametrize("optimiser, schedule", [(scipy, None), (tao, "multistage, memory and disk")])
 def test_interrupted_run_ends_where_an_uninterrupted_one_ends(optimiser, schedule, shared_tmp, solves):
+    expected, found = whole_and_interrupted(optimiser, schedule, shared_tmp, solves)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def whole_and_interrupted(optimiser, schedule, shared_tmp, solves):
+    """What a run ends with, and what another ends with that is killed twice, and solves less in its last job."""
     with job(shared_tmp / "whole", solves):
         expected = end_of(optimiser, on_schedule(schedule))
     whole = solves.count
@@ -200,11 +212,8 @@ def test_interrupted_run_ends_where_an_uninterrupted_one_ends(optimiser, schedul
     for last in (whole // 2, whole // 2, None):
         with job(shared_tmp / "killed", solves, last):
             found = end_of(optimiser, on_schedule(schedule))
-    if WORLD.size == 1:
-        assert np.array_equal(found, expected)
-    else:
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
     assert solves.count < whole
+    return expected, found
 
 
 @pytest.mark.parallel([1, 3])
@@ -463,7 +472,6 @@ def test_another_mesh_is_refused(shared_tmp):
             diffusion(line(cells=13))(line(0.5, cells=13))
 
 
-@pytest.mark.parallel([1, 2])
 @pytest.mark.parametrize("name", ["number of ranks", "scalar type", "Firedrake", "PETSc", "pyadjoint"])
 def test_another_environment_is_refused(name, shared_tmp, monkeypatch):
     with job(shared_tmp):
@@ -524,7 +532,7 @@ def test_full_directory_ends_the_recording_and_not_the_run(shared_tmp, warnings_
 
 
 @pytest.mark.parallel([1, 2])
-@pytest.mark.parametrize("schedule", [None, "all on disk"])
+@pytest.mark.parametrize("schedule", ["all on disk"] if WORLD.size > 1 else [None, "all on disk"])
 def test_signal_ends_all_ranks_at_a_timestep_with_run_again(schedule, shared_tmp, solves, monkeypatch):
     with job(shared_tmp / "whole"):
         expected = end_of(by_hand, recorded(schedule))
