@@ -109,7 +109,7 @@ def keeps_objects_with_singledispatchmethods():
     return seen() is not None
 
 
-@pytest.mark.xfail(keeps_objects_with_singledispatchmethods(), reason="cpython#127750", strict=True)
+@pytest.mark.xfail(keeps_objects_with_singledispatchmethods(), reason="cpython#127750")
 @pytest.mark.parallel([1, 2])
 @pytest.mark.parametrize("schedule", ON_DISK)
 def test_schedule_leaves_no_row_and_no_file_behind(schedule, shared_tmp, tape):

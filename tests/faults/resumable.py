@@ -99,9 +99,9 @@ def tao(kind, bounded):
         bounds = None
         if bounded:
             V = functional.controls[0].control.function_space()
-            bounds = [(Function(V).assign(-0.5), Function(V).assign(1.5))]
+            bounds = [(Function(V).assign(-5), Function(V).assign(5))]
         problem = MinimizationProblem(functional, bounds=bounds)
-        return TAOSolver(problem, {"tao_type": kind, "tao_max_it": 60, "tao_gatol": 1e-2}).solve()
+        return TAOSolver(problem, {"tao_type": kind, "tao_max_it": 60, "tao_gatol": 2e-2, "tao_grtol": 0.05}).solve()
 
     return optimise
 
