@@ -39,6 +39,7 @@ from localckpt.storage.journal import DamagedRecord, Journal, sync
 from localckpt.storage.journal_entries import VERSION, Entry
 from localckpt.storage.nodes import ranks_in
 from localckpt.storage.ownership import Owned, Owner, job_name, require_owner
+from localckpt.storage.room import show_log
 
 __all__ = ["AGAIN", "ResumeError", "Run", "replaying", "resume"]
 
@@ -112,6 +113,7 @@ def resume(
     global _run
     if _run is None:
         require_comm("comm", comm)
+        show_log()
         patches.install("resume")
         if recording:
             patches.install("resume recording")

@@ -11,12 +11,21 @@ from localckpt.storage.directories import JOB_LIMITS, Directory
 from localckpt.storage.store import Store
 from localckpt.storage.store_file import StoreFile
 
-__all__ = ["RoomMonitor", "announce"]
+__all__ = ["RoomMonitor", "announce", "show_log"]
 
 log = logging.getLogger("localckpt")
 _announced: set[str] = set()  # once is enough for a script that makes tape after tape
 
 LITTLE = 0.1  # of the room that there was at first
+
+
+def show_log() -> None:
+    """Have log messages go to stderr, unless the script has configured logging. Not collective."""
+    if not log.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
 
 
 def announce(directory: Directory, first: Directory, comm: MPI.Intracomm, node: MPI.Intracomm) -> None:
@@ -34,11 +43,7 @@ def announce(directory: Directory, first: Directory, comm: MPI.Intracomm, node: 
     comm, node : mpi4py.MPI.Intracomm
         All ranks of the run, and those on this node.
     """
-    if not log.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
+    show_log()
     if node.rank != 0:
         return
     if directory.path not in _announced:
