@@ -365,6 +365,7 @@ class Functional:
         begin = time.monotonic()
         with self.run.watched(tape, self.journal):
             found = compute()
+        state.derived(None)
         seconds = time.monotonic() - begin
         self.longest["derivative"] = max(self.longest["derivative"], seconds)
         arrays = [values(part) for part in (found if isinstance(found, (list, tuple)) else [found])]
