@@ -27,7 +27,7 @@ from xxhash import xxh3_128_hexdigest
 from localckpt.adjoint.recordings import description_of, read_solution, solve_as_before
 from localckpt.adjoint.values import values, with_values
 from localckpt.storage.journal import DamagedRecord, Journal
-from localckpt.storage.journal_entries import Entry
+from localckpt.storage.journal_entries import SWEEP, Entry
 
 if TYPE_CHECKING:
     from localckpt.adjoint.runs import Run
@@ -68,7 +68,7 @@ class Sweeps:
         self.current: Sweep | None = None
         self._block: Any = None  # that solves next
         self._recording = True
-        directory = os.path.join(run.directory, "sweep")
+        directory = os.path.join(run.directory, SWEEP)
         self.solves = run.open_journal(run.comm, directory)
         # Two, so that one of them is whole while the other one is written.
         self.slots = [run.open_journal(run.comm, os.path.join(directory, f"adjoint-{i}")) for i in range(2)]

@@ -2,18 +2,27 @@
 
 import os
 import signal
+from argparse import Namespace
 
 import firedrake as fd
 import numpy as np
 import pytest
 from burgers import STEPS
 from firedrake import dx
-from firedrake.adjoint import Control, ReducedFunctional, continue_annotation, get_working_tape, stop_annotating
+from firedrake.adjoint import (
+    Control,
+    EnsembleReducedFunctional,
+    ReducedFunctional,
+    continue_annotation,
+    get_working_tape,
+    stop_annotating,
+)
 from jobs import Killed, descent, diffusion, job, line, on_schedule
 from mpi4py import MPI
 from tsfc.ufl_utils import extract_firedrake_constants
 
 from localckpt.adjoint import resume, runs
+from localckpt.commands import status
 from localckpt.storage.journal import Journal
 
 WORLD = MPI.COMM_WORLD
@@ -210,14 +219,13 @@ def test_signal_in_a_sweep_ends_all_ranks_where_the_next_job_goes_on(schedule, a
 
 
 @pytest.mark.parallel([1])
-def test_evaluation_that_would_not_end_in_time_is_begun(shared_tmp, solves, monkeypatch):
-    with at_each_step(shared_tmp, solves) as run:
+def test_evaluation_that_would_not_end_in_time_is_begun(shared_tmp, monkeypatch):
+    with at_each_step(shared_tmp) as run:
         functional = diffusion(line())
+        run.functional(functional).longest["value"] = 1000.0
+        monkeypatch.setattr(run.clock, "left", lambda: 100.0)
         gradient(functional)
-        count = functional.tape.recompute_count
-        monkeypatch.setattr(run, "require_time", lambda journal, seconds, name: seconds and pytest.fail())
-        gradient(functional, 0.6)
-    assert functional.tape.recompute_count == count + 1
+    assert functional.tape.recompute_count == 1
 
 
 @pytest.mark.parallel([1])
@@ -366,6 +374,61 @@ def test_two_jobs_that_recorded_parts_of_a_sweep_have_recorded_something(shared_
             gradient(diffusion(line()))
     with at_each_step(shared_tmp, walltime=3600):
         continue_annotation()
+
+
+@pytest.mark.parallel([1, 2])
+def test_directory_without_room_for_sweeps_ends_their_recording_only(shared_tmp, warnings_on_rank_0):
+    if WORLD.rank == 0:
+        (shared_tmp / "sweep").touch()
+    WORLD.Barrier()
+    with warnings_on_rank_0("sweeps are not recorded, and the run goes on"), at_each_step(shared_tmp) as run:
+        gradient(diffusion(line()))
+    assert run.sweeps is None and run._added == {"value": 1, "derivative": 1}
+
+
+@pytest.mark.parallel([2])
+def test_members_of_an_ensemble_are_not_recorded_in_parts(shared_tmp, warnings_on_rank_0):
+    with warnings_on_rank_0("on a part of the ranks are not recorded"), at_each_step(shared_tmp) as run:
+        ensemble = fd.Ensemble(WORLD, 1)
+        c = fd.Function(fd.FunctionSpace(fd.UnitIntervalMesh(4, comm=ensemble.comm), "CG", 1)).assign(1.0)
+        functional = EnsembleReducedFunctional(fd.assemble(c**4 * dx), Control(c), ensemble)
+        functional(c.copy(deepcopy=True).assign(0.5))
+        functional.derivative()
+    assert run.sweeps.written == 0
+
+
+@pytest.mark.parallel([1])
+def test_solves_of_solve_and_project_are_read(shared_tmp, solves):
+    def record():
+        c = line()
+        V = c.function_space()
+        u, v = fd.Function(V), fd.TestFunction(V)
+        fd.solve((u + u**3 - c) * v * dx == 0, u)
+        p = fd.project(u * u, V)
+        return ReducedFunctional(fd.assemble(p * p * dx), Control(c))
+
+    with job(shared_tmp / "whole"):
+        expected = gradient(record())
+    with at_each_step(shared_tmp):
+        record()(line(0.5))
+    with at_each_step(shared_tmp) as run:
+        found = gradient(record())
+    assert run.sweeps.read == 1  # the last one was not committed
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parallel([1])
+def test_status_shows_where_a_sweep_stands(shared_tmp, solves, capsys):
+    with at_each_step(shared_tmp, solves, 3 + 3 + 2):
+        gradient(diffusion(line()))
+    assert status.main(Namespace(directory=str(shared_tmp))) == 0
+    shown = capsys.readouterr().out
+    assert "in progress: evaluation 1 of functional 1" in shown
+    assert "3 solves of its forward sweep are recorded" in shown and " blocks of the tape are done in reverse" in shown
+    with at_each_step(shared_tmp, solves):
+        gradient(diffusion(line()))
+    assert status.main(Namespace(directory=str(shared_tmp))) == 0
+    assert "in progress" not in capsys.readouterr().out
 
 
 @pytest.mark.parallel([1])
