@@ -393,7 +393,7 @@ class Functional:
         seconds = time.monotonic() - begin
         if parts is not None:
             seconds += parts.seconds_before
-            state.derived(compute if parts.resumed else None)
+        state.derived(compute if parts is not None and parts.resumed else None)
         self.longest["derivative"] = max(self.longest["derivative"], seconds)
         arrays = [values(part) for part in (found if isinstance(found, (list, tuple)) else [found])]
         norm = norms(self.journal.comm, [np.concatenate([array.ravel() for array in arrays])])[0]

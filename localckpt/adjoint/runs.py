@@ -162,6 +162,11 @@ class Run:
         Seconds of this rank that went into records and into agreeing with the other ranks.
     leaving : bool
         Whether the job has begun to leave, to be run again.
+    job : int
+        The number of this job, from 0.
+    recordings : localckpt.adjoint.recordings.Recordings or None
+    sweeps : localckpt.adjoint.sweeps.Sweeps or None
+        What is recorded besides values and derivatives.
     """
 
     def __init__(

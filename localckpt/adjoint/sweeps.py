@@ -18,6 +18,7 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from firedrake import Cofunction, Function
 from firedrake.adjoint_utils.blocks.solving import GenericSolveBlock
 from petsc4py import PETSc
@@ -207,7 +208,8 @@ class Sweep:
         self._outer, self.sweeps.current = self.sweeps.current, self
         self.sweeps.begin(self.of, self.blocks)
         self._begin, self._written = time.monotonic(), self.sweeps.written
-        self._find()
+        with self.sweeps.run.accounted():
+            self._find()
         return self
 
     def __exit__(self, *args: Any) -> None:
@@ -356,8 +358,8 @@ class ReverseSweep(Sweep):
 
     def _write(self) -> None:
         self.sweeps.solves.commit()
-        if self._restore is not None:  # it has not come to where another job has stopped
-            return
+        if self._restore is not None or self._left == len(self.blocks):
+            return  # nothing is done that another job has not done
         sweeps, names = self.sweeps, list(self._live().values())
         variables = [self._variable(*name) for name in names]
         strange = next((v for v in variables if not can_be_recorded(v)), None)
@@ -388,7 +390,7 @@ def identity_of(tape: Any, functional: int, key: str) -> Entry:
 
 def nbytes_of(block: GenericSolveBlock) -> int:
     """The bytes of the solution of a block, on all ranks."""
-    return int(block.function_space.dim() * PETSc.ScalarType().nbytes)
+    return int(block.function_space.dim() * np.dtype(PETSc.ScalarType).itemsize)
 
 
 def can_be_recorded(variable: Any) -> bool:

@@ -143,8 +143,9 @@ class Journal:
             On every rank, if any could not write. The record then does not count in this job. If only the last
             ``fsync`` of all has failed, it may count in the next one.
         """
-        self.stage(entry, arrays)
-        self.commit()
+        with interrupts_held():
+            self.stage(entry, arrays)
+            self.commit()
 
     def stage(self, entry: Entry, arrays: Sequence[NDArray[Any]] = ()) -> None:
         """Write a record that counts from the next :meth:`commit` on.
