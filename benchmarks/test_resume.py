@@ -1,8 +1,8 @@
 """What resume() costs: its seconds as a share of the iterations, and those of a recorded solve.
 
 Controls and derivatives go to the first folder, and are flushed to its disk; with "in parts", also the solves of each
-sweep and, four times a second, its adjoint values. Recorded solves are compared with plain writes and a flush (fsync) of
-the same bytes, in turns: one solve, as in a recording, or ten with one commit, as in a sweep.
+sweep and, four times a second, its adjoint values. Recorded solves are compared with plain writes and a flush (fsync)
+of the same bytes, in turns: one solve, as in a recording, or ten with one commit, as in a sweep.
 """
 
 import os

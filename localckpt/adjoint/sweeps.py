@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from firedrake import Cofunction, Function
-from firedrake.adjoint_utils.blocks.solving import GenericSolveBlock
 from petsc4py import PETSc
 from pyadjoint import AdjFloat
 from xxhash import xxh3_128_hexdigest
@@ -69,12 +68,17 @@ class Sweeps:
         self.current: Sweep | None = None
         self._block: Any = None  # that solves next
         self._recording = True
-        directory = os.path.join(run.directory, SWEEP)
-        self.solves = run.open_journal(run.comm, directory)
-        # Two, so that one of them is whole while the other one is written.
-        self.slots = [run.open_journal(run.comm, os.path.join(directory, f"adjoint-{i}")) for i in range(2)]
+        self._journals: list[Journal] = []
+        try:
+            for name in ("", "adjoint-0", "adjoint-1"):
+                self._journals.append(run.open_journal(run.comm, os.path.join(run.directory, SWEEP, name)))
+        except OSError:
+            self.close()
+            raise
+        # Two slots for adjoint values, so that one of them is whole while the other one is written.
+        self.solves, *self.slots = self._journals
         self.next_slot = 0
-        entries = [entry for journal in (self.solves, *self.slots) for entry in journal.entries]
+        entries = [entry for journal in self._journals for entry in journal.entries]
         self.last_job = max((entry.get("job", -1) for entry in entries), default=-1)
         self._of = next((entry["of"] for entry in self.solves.entries if entry["kind"] == "sweep"), None)
         # The solves of earlier jobs, by their block. Those of this job are not read: it computes again what its
@@ -96,16 +100,16 @@ class Sweeps:
         """Whether the solve of a block is still to be recorded."""
         return self._recording and block not in self.known
 
-    def begin(self, of: Entry, blocks: Sequence[Any]) -> None:
+    def begin(self, sweep: "Sweep") -> None:
         """Make room for the records of a sweep, unless it is the one whose records are here."""
-        if self.is_of(of):
+        if self.is_of(sweep.of):
             return
-        self.say_once("a sweep", sum(nbytes_of(block) for block in blocks if isinstance(block, GenericSolveBlock)))
-        self._of = of
+        self.say_once("a sweep", sweep.nbytes)
+        self._of = sweep.of
         self.readable.clear()
         self.known.clear()
         self.write(self.solves.clear)
-        self.write(partial(self.solves.stage, {"kind": "sweep", "job": self.run.job, "of": of}))
+        self.write(partial(self.solves.stage, {"kind": "sweep", "job": self.run.job, "of": sweep.of}))
 
     def write(self, write: Callable[[], None]) -> bool:
         """Write something; once that is not possible, warn, free the space and write nothing more."""
@@ -155,7 +159,7 @@ class Sweeps:
 
     def close(self) -> None:
         """Close the files. Not collective."""
-        for journal in (self.solves, *self.slots):
+        for journal in self._journals:
             journal.close()
 
 
@@ -184,13 +188,19 @@ class Sweep:
         self.index = {id(block): i for i, block in enumerate(self.blocks)}
         self.at_each_step = sweeps.every == 0
         # Without a schedule, these blocks are the places to commit at: all is done that belongs to the solve before.
-        solves = {i for i, block in enumerate(self.blocks) if isinstance(block, GenericSolveBlock)}
-        self._places = solves if solves and tape._checkpoint_manager is None else None
+        self._solves = solves_of(self.blocks)
+        self._places = self._solves if self._solves and tape._checkpoint_manager is None else None
         self._boundaries = 0  # that it has come to
         self._outer: Sweep | None = None
         self._begin = math.inf
         self._written = 0  # solves, up to the last commit
         self.seconds_before = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Those of its solutions, on all ranks."""
+        number = np.dtype(PETSc.ScalarType).itemsize
+        return sum(int(self.blocks[i].function_space.dim()) * number for i in self._solves)
 
     @property
     def seconds(self) -> float:
@@ -206,7 +216,7 @@ class Sweep:
 
     def __enter__(self) -> "Sweep":
         self._outer, self.sweeps.current = self.sweeps.current, self
-        self.sweeps.begin(self.of, self.blocks)
+        self.sweeps.begin(self)
         self._begin, self._written = time.monotonic(), self.sweeps.written
         with self.sweeps.run.accounted():
             self._find()
@@ -225,7 +235,7 @@ class Sweep:
     def solve(self, block: Any, original: Callable[..., Any], solver: Any, **kwargs: Any) -> Any:
         """Solve, or read what another job has solved."""
         sweeps, number, problem = self.sweeps, self.index[id(block)], solver._problem
-        sweeps.begin(self.of, self.blocks)  # a callback may have made another sweep meanwhile
+        sweeps.begin(self)  # a callback may have made another sweep meanwhile
         entry = sweeps.readable.get(number)
         if entry is None and not sweeps.is_missing(number):
             return original(solver, **kwargs)
@@ -388,9 +398,11 @@ def identity_of(tape: Any, functional: int, key: str) -> Entry:
     return {"functional": functional, "key": key, "tape": tape_key, "blocks": len(kinds)}
 
 
-def nbytes_of(block: GenericSolveBlock) -> int:
-    """The bytes of the solution of a block, on all ranks."""
-    return int(block.function_space.dim() * np.dtype(PETSc.ScalarType).itemsize)
+def solves_of(blocks: Sequence[Any]) -> set[int]:
+    """Which blocks of a tape are variational solves."""
+    from firedrake.adjoint_utils.blocks.solving import GenericSolveBlock  # a place that "resume sweeps" has looked for
+
+    return {i for i, block in enumerate(blocks) if isinstance(block, GenericSolveBlock)}
 
 
 def can_be_recorded(variable: Any) -> bool:
