@@ -164,9 +164,8 @@ class Run:
         Whether the job has begun to leave, to be run again.
     job : int
         The number of this job, from 0.
-    recordings : localckpt.adjoint.recordings.Recordings or None
-    sweeps : localckpt.adjoint.sweeps.Sweeps or None
-        What is recorded besides values and derivatives.
+    recordings, sweeps : object or None
+        What is recorded besides values and derivatives: solves of recordings, and sweeps in progress.
     """
 
     def __init__(
