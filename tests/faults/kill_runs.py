@@ -135,8 +135,8 @@ def wait(job):
 
 def run(case, seed, where, kills=5, pace=0.02):
     """Kill a run up to so many times, then let it end: the line for the results."""
-    chance = random.Random(seed)
     name = "-".join(map(str, case))
+    chance = random.Random(f"{name}-{seed}")
     whole = where / f"{name}.npy"
     if not whole.exists():
         begin = time.monotonic()
