@@ -526,7 +526,7 @@ def resumed(found, folder):
     lines = [
         "## Runs that resume",
         "",
-        "The share of an iteration that goes into recording values and derivatives.",
+        "The share of an iteration that goes into recording values and derivatives or, in parts, also the sweeps.",
         "",
     ]
 

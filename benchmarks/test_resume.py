@@ -1,7 +1,8 @@
 """What resume() costs: its seconds as a share of the iterations, and those of a recorded solve.
 
-Controls and derivatives go to the first folder, and are flushed to its disk. A recorded solve is compared with a plain
-write and flush (fsync) of the same bytes, in turns.
+Controls and derivatives go to the first folder, and are flushed to its disk; with "in parts", also the solves of each
+sweep and, four times a second, its adjoint values. Recorded solves are compared with plain writes and a flush (fsync)
+of the same bytes, in turns: one solve, as in a recording, or ten with one commit, as in a sweep.
 """
 
 import os
@@ -22,9 +23,10 @@ CELLS = {"advection, 60k dofs": 100, "advection, 540k dofs": 300}
 
 
 @pytest.mark.parametrize("problem", CELLS)
-def test_share(record, request, problem):
+@pytest.mark.parametrize("parts", [False, True], ids=["whole", "in parts"])
+def test_share(record, request, problem, parts):
     folder = next(iter(request.config.folders.values()))
-    run = resume(os.path.join(folder, f"run-{CELLS[problem]}"))
+    run = resume(os.path.join(folder, f"run-{CELLS[problem]}-{parts}"), sweeps=parts, every=0.25)
     iteration = advection("localckpt", square(CELLS[problem]), folder=folder)
     iteration()
     taken, spent = [], run.spent
@@ -37,17 +39,17 @@ def test_share(record, request, problem):
     run.finish()
     patches.uninstall()
     patches.install()
-    record(taken, contestant="localckpt", problem=problem, share=share)
-    print(
-        f"\n{problem:24} {WORLD.size} ranks: {median(taken):8.3f} s an iteration, {100 * share:.2f} % of it in resume"
-    )
+    name = f"{problem}{', in parts' if parts else ''}"
+    record(taken, contestant="localckpt", problem=name, share=share)
+    print(f"\n{name:34} {WORLD.size} ranks: {median(taken):8.3f} s an iteration, {100 * share:.2f} % of it in resume")
 
 
 @pytest.mark.parametrize("dofs", [60_000, 540_000])
-def test_record(record, request, dofs):
+@pytest.mark.parametrize("solves", [1, 10])
+def test_record(record, request, dofs, solves):
     folder = next(iter(request.config.folders.values()))
     array = np.random.default_rng(WORLD.rank).standard_normal(dofs // WORLD.size)
-    directory = os.path.join(folder, f"journal-{dofs}")
+    directory = os.path.join(folder, f"journal-{dofs}-{solves}")
     if WORLD.rank == 0:
         os.mkdir(directory)
     WORLD.Barrier()
@@ -56,13 +58,16 @@ def test_record(record, request, dofs):
     size = 0
 
     def append():
-        journal.append({"kind": "solve"}, [array])
+        for _ in range(solves):
+            journal.stage({"kind": "solve"}, [array])
+        journal.commit()
 
     def plain():
         nonlocal size
-        write_all(file, memoryview(array).cast("B"), size)
+        for _ in range(solves):
+            write_all(file, memoryview(array).cast("B"), size)
+            size += array.nbytes
         os.fsync(file)
-        size += array.nbytes
         WORLD.Barrier()
 
     def timed(call):
@@ -75,6 +80,7 @@ def test_record(record, request, dofs):
     )
     journal.close()
     os.close(file)
+    name = f"{dofs} dofs{f', {solves} solves' if solves > 1 else ''}"
     ratio = median(taken["record"]) / median(taken["plain"])
-    record(taken["record"], contestant="localckpt", recorded=f"{dofs} dofs", ratio=ratio)
-    print(f"\n{dofs} dofs, {WORLD.size} ranks: {1e3 * median(taken['record']):.2f} ms a record, {ratio:.2f} of a write")
+    record(taken["record"], contestant="localckpt", recorded=name, ratio=ratio)
+    print(f"\n{name}, {WORLD.size} ranks: {1e3 * median(taken['record']):.2f} ms a commit, {ratio:.2f} of a write")

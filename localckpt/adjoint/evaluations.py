@@ -18,6 +18,7 @@ from pyadjoint import AdjFloat, OverloadedType, ReducedFunctional
 from pyadjoint.tape import TapePackageData, _NullProgressBar
 from xxhash import xxh3_128_intdigest
 
+from localckpt.adjoint.sweeps import ReverseSweep, Sweep
 from localckpt.adjoint.values import norms, values, with_values
 from localckpt.functions import numbering_digest
 from localckpt.storage.journal import DamagedRecord
@@ -253,7 +254,7 @@ class Functional:
         controls = [AdjFloat(control) if isinstance(control, (int, float)) else control for control in controls]
         with self.run.accounted():
             key, controls, found = self.find(controls)
-        sweep = partial(self._sweep, controls)
+        sweep = partial(self._sweep, key, controls)
         on_tape = state.actual == 0 and key == self._recorded_key  # the recording of the tape was this sweep
         value = self._recorded_value(key) if found == "known" else None
         if value is not None:
@@ -265,20 +266,22 @@ class Functional:
             self._record_control(found, key, controls)
             self._record_value(key, self._recorded, 0.0)
             return self._answer(original, controls, self._recorded)
-        self.run.require_time(self.journal, self.longest["value"], "an evaluation")
+        parts = self._in_parts(key)
+        self._require_time("value", parts)
         self._record_control(found, key, controls)
         begin, after = time.monotonic(), reduced.eval_cb_post
 
         def record(*args: Any) -> Any:
             """Record the value before the script's own callback, which may take long, or fail."""
             state.evaluated(reduced, key, sweep, swept=True)
-            self._record_value(key, reduced.functional.block_variable.saved_output, time.monotonic() - begin)
+            seconds = time.monotonic() - begin + (parts.seconds_before if parts else 0.0)
+            self._record_value(key, reduced.functional.block_variable.saved_output, seconds)
             return after(*args)
 
         reduced.eval_cb_post = record
         state.actual = NOTHING  # until the sweep ends
         try:
-            with self.run.watched(reduced.tape, self.journal):
+            with self.run.watched(reduced.tape, self.journal, parts):
                 return original(reduced, list(controls))
         finally:
             reduced.eval_cb_post = after
@@ -293,7 +296,25 @@ class Functional:
         finally:
             reduced.tape = tape
 
-    def _sweep(self, controls: Sequence[Any]) -> None:
+    def _in_parts(self, key: str, kind: Callable[..., Any] = Sweep, *arguments: Any) -> Any:
+        """A sweep at these controls that is recorded while it is in progress; None if this one is not."""
+        sweeps = self.run.sweeps
+        if sweeps is None:
+            return None
+        if self.journal is not self.run.journal:
+            sweeps.warn_once("sweeps of functionals on a part of the ranks are not recorded")
+            return None
+        sweep = kind(sweeps, self.reduced.tape, self.number, key, *arguments)
+        # One that is made up for, for a Hessian action, must not take the place of one that is in progress.
+        finished = any(known == key for known, _ in self._derivatives)
+        return sweep if sweeps.is_of(sweep.of) or (not finished and sweeps.is_worth(self.longest)) else None
+
+    def _require_time(self, kind: str, parts: Any) -> None:
+        """Leave rather than begin what would not end in time, unless it is recorded in parts."""
+        name = {"value": "an evaluation", "derivative": "a derivative"}[kind]
+        self.run.require_time(self.journal, 0.0 if parts else self.longest[kind], name)
+
+    def _sweep(self, key: str, controls: Sequence[Any]) -> None:
         """Evaluate without callbacks, between other calls of pyadjoint."""
         reduced = self.reduced
         variables = [control.block_variable for control in reduced.controls]
@@ -302,8 +323,9 @@ class Functional:
         reduced.eval_cb_pre = reduced.eval_cb_post = lambda *args: None
         begin = time.monotonic()
         try:
-            self.run.require_time(self.journal, self.longest["value"], "an evaluation")
-            with self.run.watched(reduced.tape, self.journal):
+            parts = self._in_parts(key)
+            self._require_time("value", parts)
+            with self.run.watched(reduced.tape, self.journal, parts):
                 ReducedFunctional.__call__.__wrapped__(reduced, list(controls))  # pyadjoint's own
         finally:
             reduced.eval_cb_pre, reduced.eval_cb_post = callbacks
@@ -346,9 +368,10 @@ class Functional:
         if state.functional is None and self._recorded_key:  # before any evaluation
             self.run.require_initial_recording()
             at = [control.tape_value() for control in known]
-            state.evaluated(self.reduced, self._recorded_key, partial(self._sweep, at), swept=True)
+            key = self._recorded_key
+            state.evaluated(self.reduced, key, partial(self._sweep, key, at), swept=True)
         if state.functional is not self.reduced or any(control not in known for control in controls):
-            self.run.require_time(self.journal, self.longest["derivative"], "a derivative")
+            self._require_time("derivative", None)
             with self.run.watched(tape, self.journal):
                 return compute()
         of = json.dumps([[known.index(control) for control in controls], self._seed(adj_value), bool(apply_riesz)])
@@ -360,13 +383,17 @@ class Functional:
                 state.derived(compute)
                 self.run.begin_replay("derivative")
                 return controls.delist([with_values(zero, array) for zero, array in zip(zeros, arrays)])
-        self.run.require_time(self.journal, self.longest["derivative"], "a derivative")
+        parts = self._in_parts(state.key, ReverseSweep, of, J.block_variable, controls)
+        self._require_time("derivative", parts)
         state.sweep_if_due()
         begin = time.monotonic()
-        with self.run.watched(tape, self.journal):
+        with self.run.watched(tape, self.journal, parts):
             found = compute()
         state.derived(None)
         seconds = time.monotonic() - begin
+        if parts is not None:
+            seconds += parts.seconds_before
+        state.derived(compute if parts is not None and parts.resumed else None)
         self.longest["derivative"] = max(self.longest["derivative"], seconds)
         arrays = [values(part) for part in (found if isinstance(found, (list, tuple)) else [found])]
         norm = norms(self.journal.comm, [np.concatenate([array.ravel() for array in arrays])])[0]

@@ -446,6 +446,15 @@ PATCHES = {
             "all variational solves go through it",
         ),
     ],
+    # resume(sweeps=True): solves of a sweep are written, and read by later jobs; "resume recording" is installed, too.
+    "resume sweeps": [
+        Patch(
+            "firedrake.adjoint_utils.blocks.solving:GenericSolveBlock",
+            "recompute_component",
+            around(of_runs("recompute_solve")),
+            "says which block of the tape the next solve is for",
+        ),
+    ],
 }
 
 _installed: set[str] = set()  # groups of the table

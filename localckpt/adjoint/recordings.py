@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import firedrake as fd
 import numpy as np
 from petsc4py import PETSc
-from pyadjoint.tape import annotate_tape
 from tsfc.ufl_utils import extract_firedrake_constants
 
 from localckpt.adjoint.values import norms, values
-from localckpt.storage.journal import DamagedRecord
+from localckpt.storage.journal import DamagedRecord, Journal
 from localckpt.storage.journal_entries import Entry
 
 if TYPE_CHECKING:
@@ -42,24 +41,13 @@ class Recordings:
         journal = self._run.journal_on(problem.u_restrict.function_space().mesh().comm)
         number = self._solves.get(id(journal), 0)
         self._solves[id(journal)] = number + 1
-        found: Entry = {"kind": "solve", "solve": number, "form": problem.F.signature(), "inputs": inputs_of(problem)}
+        found: Entry = {"kind": "solve", "solve": number, **description_of(problem)}
         entry = next((e for e in journal.entries if e["kind"] == "solve" and e["solve"] == number), None)
         if entry is not None:
-            for name in ("form", "inputs"):
-                then, now = ([one[name]] if name == "form" else one[name] for one in (entry, found))
-                self._run.compare(f"solve {number + 1} of the recording", name, then, now)
-            try:
-                (solution,) = journal.read(entry, [values(problem.u_restrict)])
-            except DamagedRecord as exc:
-                self._run.warn(f"solve {number + 1} of the recording is done again: {exc}")
-            else:
+            solution = read_solution(self._run, journal, entry, found, problem, f"solve {number + 1} of the recording")
+            if solution is not None:
                 self.read += 1
-                snes = solver.snes
-                solver.snes = Solved(snes, solution)
-                try:
-                    return original(solver, **kwargs)
-                finally:
-                    solver.snes = snes
+                return solve_as_before(original, solver, solution, **kwargs)
         result = original(solver, **kwargs)
         solution = values(problem.u_restrict)
         if number == 0 and entry is None:
@@ -67,6 +55,39 @@ class Recordings:
         if self._run.append(journal, found, [solution]):
             self.written += 1
         return result
+
+
+def description_of(problem: Any) -> Entry:
+    """What must be the same where a solve is read. Collective on the communicator of the problem's mesh."""
+    return {"form": problem.F.signature(), "inputs": inputs_of(problem)}
+
+
+def read_solution(run: "Run", journal: Journal, entry: Entry, found: Entry, problem: Any, what: str) -> Any:
+    """The solution in a record, or None, with a warning, if it is damaged. Collective on the journal's communicator.
+
+    Raises
+    ------
+    ResumeError
+        If the record is one of another problem than was found.
+    """
+    for name in ("form", "inputs"):
+        then, now = ([one[name]] if name == "form" else one[name] for one in (entry, found))
+        run.compare(what, name, then, now)
+    try:
+        return journal.read(entry, [values(problem.u_restrict)])[0]
+    except DamagedRecord as exc:
+        run.warn(f"{what} is done again: {exc}")
+        return None
+
+
+def solve_as_before(original: Callable[..., Any], solver: Any, solution: Any, **kwargs: Any) -> Any:
+    """Do all that Firedrake does for a solve, but for the solve."""
+    snes = solver.snes
+    solver.snes = Solved(snes, solution)
+    try:
+        return original(solver, **kwargs)
+    finally:
+        solver.snes = snes
 
 
 class Solved:
@@ -97,15 +118,16 @@ class Solved:
         return int(PETSc.SNES.ConvergedReason.CONVERGED_FNORM_ABS)
 
 
-def can_be_read(solver: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether a solve belongs to a recording, and does nothing but solve."""
+def can_be_read(solver: Any) -> bool:
+    """Whether a solve does nothing but solve, on the mesh of its problem."""
     callbacks = (
         "_pre_jacobian_callback",
         "_post_jacobian_callback",
         "_pre_function_callback",
         "_post_function_callback",
+        "_marking_callback",
     )
-    return annotate_tape(dict(kwargs)) and not any(getattr(solver._ctx, name, None) for name in callbacks)
+    return not any(getattr(solver._ctx, name, None) for name in callbacks)
 
 
 def inputs_of(problem: Any) -> list[float]:

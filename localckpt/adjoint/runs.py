@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from petsc4py import PETSc
 from pyadjoint import stop_annotating
 from pyadjoint.enlisting import Enlist
+from pyadjoint.tape import annotate_tape
 from pyop2.mpi import COMM_WORLD
 from xxhash import xxh3_64_hexdigest, xxh3_128_hexdigest
 
@@ -33,6 +34,7 @@ from localckpt.adjoint.arguments import require_comm
 from localckpt.adjoint.clock import Clock
 from localckpt.adjoint.evaluations import Functional, TapeState, can_record, fits, key_of, tape_state
 from localckpt.adjoint.recordings import Recordings, can_be_read
+from localckpt.adjoint.sweeps import Sweep, Sweeps
 from localckpt.adjoint.values import comm_of, norms, values, with_values
 from localckpt.storage.directories import log
 from localckpt.storage.journal import DamagedRecord, Journal, sync
@@ -62,6 +64,8 @@ def resume(
     comm: MPI.Intracomm = COMM_WORLD,
     *,
     recording: bool = False,
+    sweeps: bool = False,
+    every: float = 600.0,
     walltime: float | None = None,
     take_over: bool = False,
     strict: bool = False,
@@ -81,9 +85,18 @@ def resume(
     recording : bool, optional
         Record the solution of each variational solve of the tape's recording, too. The recordings of later jobs read
         them instead of solving. :meth:`Run.start` makes this superfluous.
+    sweeps : bool, optional
+        Record the solves of the evaluation in progress, too, and the adjoint values of the derivative in progress, so
+        that the next job goes on in that timestep. Implies `recording`. Functionals on a part of `comm`, as those of
+        the members of an ensemble, are left out.
+    every : float, optional
+        With `sweeps`: seconds between two such records, at least. Longer if the last one took more than 2 percent of
+        that; 0 is every timestep, and, on a tape without a schedule, every solve. Evaluations that take less time
+        together with their derivative are not recorded in parts.
     walltime : float, optional
         Seconds from the start of the process to the end of the job. By default what Slurm or PBS says. A run leaves
-        with the exit status 75, "run again", rather than begin an evaluation that would not end in time.
+        with the exit status 75, "run again", rather than begin an evaluation that would not end in time. With `sweeps`
+        it leaves in the timestep for which the time would not do.
     take_over : bool, optional
         Go on although another job has, or may have, the directory. That job then records nothing more.
     strict : bool, optional
@@ -103,21 +116,30 @@ def resume(
         what the first and tenth timestep compute.
     OSError
         If the directory cannot be used.
+    ValueError
+        If `every` is negative.
     ImportError
         If this Firedrake or pyadjoint lacks a place that has to be replaced.
 
     Notes
     -----
-    All of these are raised on every rank of `comm`.
+    All of these are raised on every rank of `comm`. `recording`, `sweeps` and `every` are those of rank 0.
     """
     global _run
     if _run is None:
         require_comm("comm", comm)
         show_log()
+        recording, sweeps, every = comm.bcast((recording or sweeps, sweeps, every))
+        if not every >= 0:
+            raise ValueError(f"every is a number of seconds, not {every!r}")
         patches.install("resume")
         if recording:
             patches.install("resume recording")
-        _run = Run(os.path.expandvars(os.fspath(directory)), comm, recording, walltime, take_over, strict)
+        if sweeps:
+            patches.install("resume sweeps")
+        sweeps_every = every if sweeps else None
+        path = os.path.expandvars(os.fspath(directory))
+        _run = Run(path, comm, recording, sweeps_every, walltime, take_over, strict)
         patches.keep_mesh = _run.keep_mesh
     return _run
 
@@ -140,6 +162,10 @@ class Run:
         Seconds of this rank that went into records and into agreeing with the other ranks.
     leaving : bool
         Whether the job has begun to leave, to be run again.
+    job : int
+        The number of this job, from 0.
+    recordings, sweeps : object or None
+        What is recorded besides values and derivatives: solves of recordings, and sweeps in progress.
     """
 
     def __init__(
@@ -147,6 +173,7 @@ class Run:
         directory: str,
         comm: MPI.Intracomm,
         recording: bool,
+        sweeps_every: float | None,
         walltime: float | None,
         take_over: bool,
         strict: bool,
@@ -158,6 +185,7 @@ class Run:
         self._added = {"value": 0, "derivative": 0}
         self._replayed = {"value": 0, "derivative": 0}
         self.recordings = Recordings(self) if recording else None
+        self.sweeps: Sweeps | None = None
         self._owner: Owner | None = None
         self._finished, self._process = False, os.getpid()
         self.leaving = False
@@ -180,13 +208,23 @@ class Run:
         self._started: list[tuple[Any, Any, Any]] = []  # Functions, their values before start() and after
         self._start_entry: Entry | None = None
         try:
-            self.journal = self._open(comm, self.directory)
+            self.journal = self.open_journal(comm, self.directory)
+            self._journals.append((comm, self.journal))
+            self.job = sum(entry["kind"] == "job" for entry in self.journal.entries)
+            if sweeps_every is not None:
+                self._open_sweeps(sweeps_every)
             self._begin_job(walltime, take_over)
         except BaseException:
             if self._owner:
                 self._owner.release()
             raise
         atexit.register(self.finish, at_exit=True)
+
+    def _open_sweeps(self, every: float) -> None:
+        try:
+            self.sweeps = Sweeps(self, every)
+        except OSError as exc:
+            self.warn(f"sweeps are not recorded, and the run goes on: {exc}")
 
     # The beginning and the end of a job
 
@@ -233,6 +271,8 @@ class Run:
         since = entries[entries.index(before[0]) :]
         if any(entry["kind"] in ("value", "derivative", "solve") for entry in since):
             return
+        if self.sweeps and self.sweeps.last_job >= self.job - len(before):
+            return
         if any(entry["script"] != job["script"] for entry in before):
             return
         if job["left"] is None or any(entry["left"] is None or job["left"] > 1.05 * entry["left"] for entry in before):
@@ -266,14 +306,18 @@ class Run:
             code = "" if status is None else f"; exit status {status}{': run again' * (status == AGAIN)}"
             if self.recordings:
                 self.say(f"{self.recordings.written} solves of the recording recorded, {self.recordings.read} read")
+            if self.sweeps:
+                self.say(f"{self.sweeps.written} solves of sweeps recorded, {self.sweeps.read} read")
             self.say(
                 f"{self._added['value']} values and {self._added['derivative']} derivatives recorded, "
                 f"{self._replayed['value']} and {self._replayed['derivative']} given back; {self.spent:.1f} s of "
                 f"{time.monotonic() - self._begin:.1f} s went into that{code}"
             )
             self._owner.release()
-        for journal in {id(journal): journal for _, journal in self._journals}.values():
+        for _, journal in self._journals:
             journal.close()
+        if self.sweeps:
+            self.sweeps.close()
 
     def refuse(self, reason: str) -> NoReturn:
         """Raise ResumeError, which all ranks do at the same time."""
@@ -291,7 +335,8 @@ class Run:
 
     # Journals
 
-    def _open(self, comm: MPI.Intracomm, directory: str) -> Journal:
+    def open_journal(self, comm: MPI.Intracomm, directory: str) -> Journal:
+        """The journal in a directory, which is made. Collective on `comm`."""
         owner, token = self._owner, self._token
 
         def check() -> None:
@@ -300,9 +345,14 @@ class Run:
             else:
                 require_owner(self.directory, token)
 
-        journal = Journal(directory, comm, check)
-        self._journals.append((comm, journal))
-        return journal
+        error: Exception | None = None
+        try:
+            if comm.rank == 0:
+                os.makedirs(directory, 0o700, exist_ok=True)
+        except OSError as exc:
+            error = exc
+        raise_everywhere(comm, error)
+        return Journal(directory, comm, check)
 
     def journal_on(self, comm: MPI.Intracomm) -> Journal:
         """The journal of the functionals on this communicator. Collective on it when it is first asked for."""
@@ -311,15 +361,9 @@ class Run:
                 return journal
         ranks = ranks_in(self.comm, comm)
         name = f"ranks-{ranks[0]:05d}-{xxh3_64_hexdigest(np.array(ranks).tobytes())}"
-        directory = os.path.join(self.directory, name)
-        error: Exception | None = None
-        try:
-            if comm.rank == 0:
-                os.makedirs(directory, 0o700, exist_ok=True)
-        except OSError as exc:
-            error = exc
-        raise_everywhere(comm, error)
-        return self._open(comm, directory)
+        journal = self.open_journal(comm, os.path.join(self.directory, name))
+        self._journals.append((comm, journal))
+        return journal
 
     def append(self, journal: Journal, entry: Entry, arrays: Sequence[NDArray[Any]] = ()) -> bool:
         """Record something; False, after one warning, once that is not possible. Collective on the journal's comm."""
@@ -390,7 +434,8 @@ class Run:
 
         Call it before the tape is recorded, with the Functions that will be controls, in that order. They get the
         values of that control, and their own values back when the ``ReducedFunctional`` is made. That evaluation then
-        needs no forward sweep of its own, because the recording was one.
+        needs no forward sweep of its own, because the recording was one. With ``resume(sweeps=True)`` this does
+        nothing: the recording and what was done of that sweep are read.
 
         Parameters
         ----------
@@ -407,8 +452,10 @@ class Run:
         entry = next((entry for entry in reversed(journal.entries) if entry["kind"] == "control"), None)
         initial = [values(control) for control in controls]
         self._started = [(control, before, before) for control, before in zip(controls, initial)]
-        if entry is None or any(
-            found["kind"] == "derivative" and found["key"] == entry["key"] for found in journal.entries
+        if (
+            self.sweeps
+            or entry is None
+            or any(found["kind"] == "derivative" and found["key"] == entry["key"] for found in journal.entries)
         ):
             return False
         try:
@@ -584,13 +631,19 @@ class Run:
     # The clock
 
     @contextlib.contextmanager
-    def watched(self, tape: Any, journal: Journal) -> Iterator[None]:
-        """Look at the clock at each timestep of a sweep."""
+    def watched(self, tape: Any, journal: Journal, sweep: Sweep | None = None) -> Iterator[None]:
+        """Look at the clock at each timestep of a sweep, and record the sweep."""
+
+        def at_boundary() -> None:
+            if sweep is None or sweep.at_boundary():
+                self.at_boundary(journal, sweep)
+
         bar = tape._bar
-        tape._bar = lambda *args, **kwargs: WatchedBar(bar(*args, **kwargs), lambda: self.at_boundary(journal))
+        tape._bar = lambda *args, **kwargs: WatchedBar(bar(*args, **kwargs), at_boundary)
         self._reset_pace()
         try:
-            yield
+            with sweep or contextlib.nullcontext():
+                yield
         finally:
             tape._bar = bar
 
@@ -600,8 +653,10 @@ class Run:
 
     _boundaries, _every, _last_boundary, _longest_step = 0, 1, math.inf, 0.0
 
-    def at_boundary(self, journal: Journal) -> None:
+    def at_boundary(self, journal: Journal, sweep: Sweep | None = None) -> None:
         """Leave, on all ranks together, if the job ends before the next boundary. Collective on the run's `comm`.
+
+        Before that, or when it is time, what was done of a sweep is recorded.
 
         Not every boundary is used: all ranks count them alike, and look at the clock every half a second or so.
         """
@@ -613,12 +668,16 @@ class Run:
         with self.accounted():
             if self._owner:
                 self._owner.beat()
-            short = self.clock.is_short_of(2 * elapsed + GRACE)
-            asked = np.array([float(short), elapsed])
+            short = self.clock.is_short_of(2 * elapsed + GRACE + (sweep.seconds if sweep else 0.0))
+            asked = np.array([float(short), elapsed, float(sweep is not None and sweep.is_due)])
             self.comm.Allreduce(MPI.IN_PLACE, asked, MPI.MAX)
+        if sweep is not None and (asked[0] or asked[2]):
+            sweep.commit()
         if asked[0]:
             self._leave("the time is over" if not self.clock.signalled else f"it got {self.clock.signalled}")
-        if asked[1] < OFTEN:
+        if sweep is not None and sweep.at_each_step:
+            self._every = 1
+        elif asked[1] < OFTEN:
             self._every = min(2 * self._every, 1 << 20)
         elif asked[1] > 4 * OFTEN:
             self._every = max(self._every // 2, 1)
@@ -636,6 +695,8 @@ class Run:
     def _leave(self, why: str) -> NoReturn:
         self.leaving = True
         self.say(f"leaves: {why}")
+        if self.sweeps:
+            self.sweeps.commit()
         raise SystemExit(AGAIN)
 
 
@@ -792,10 +853,23 @@ def end_timestep(original: Callable[..., None], self: Any) -> None:
 
 
 def solve(original: Callable[..., Any], self: Any, **kwargs: Any) -> Any:
-    """A variational solve: one of a recording may be in the journal."""
-    if _run is None or _run.recordings is None or _run.starts_elsewhere or not can_be_read(self, kwargs):
-        return original(self, **kwargs)
-    return _run.recordings.solve(original, self, **kwargs)
+    """A variational solve: one of a recording or of a sweep may be in a journal."""
+    if _run is not None and _run.recordings is not None:
+        recomputed = _run.sweeps.take_block() if _run.sweeps else None
+        if can_be_read(self):
+            if recomputed is not None:
+                return recomputed(original, self, **kwargs)
+            if annotate_tape(dict(kwargs)) and not _run.starts_elsewhere:
+                return _run.recordings.solve(original, self, **kwargs)
+    return original(self, **kwargs)
+
+
+def recompute_solve(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A block of a tape is about to solve again."""
+    if _run is None or _run.sweeps is None:
+        return original(self, *args, **kwargs)
+    with _run.sweeps.recomputing(self):
+        return original(self, *args, **kwargs)
 
 
 def solve_with_tao(original: Callable[..., Any], self: Any) -> Any:

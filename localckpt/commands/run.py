@@ -7,7 +7,7 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
-from localckpt.commands.units import walltime
+from localckpt.commands.units import interval, walltime
 
 
 def add_parser(commands: Any) -> None:
@@ -25,6 +25,19 @@ def add_parser(commands: Any) -> None:
         "--resume-recording",
         action="store_true",
         help="with --resume: also write the solves of the recording, which later jobs read instead",
+    )
+    parser.add_argument(
+        "--resume-sweeps",
+        action="store_true",
+        help="with --resume: also write the solves and adjoint values of the evaluation in progress, so that the next "
+        "job goes on in that timestep (includes --resume-recording)",
+    )
+    parser.add_argument(
+        "--resume-every",
+        type=interval,
+        default=600.0,
+        metavar="TIME",
+        help="with --resume-sweeps: between two such records, at least; 0 is every timestep (default: 10min)",
     )
     parser.add_argument(
         "--walltime",
@@ -75,6 +88,8 @@ def execute_and_resume(options: argparse.Namespace) -> int:
         run = runs.resume(
             options.resume,
             recording=options.resume_recording,
+            sweeps=options.resume_sweeps,
+            every=options.resume_every,
             walltime=options.walltime,
             take_over=options.take_over,
             strict=options.resume_strict,

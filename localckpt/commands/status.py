@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from localckpt.storage.journal_entries import NAME, Entry, read_entries
+from localckpt.storage.journal_entries import NAME, SWEEP, Entry, read_entries
 from localckpt.storage.ownership import read_owner
 
 
@@ -27,8 +27,12 @@ def main(options: argparse.Namespace) -> int:
         entries = read_entries(options.directory)
         parts = sorted(glob.glob(os.path.join(glob.escape(options.directory), "*", NAME)))
         journals = [("", entries)] + [
-            (os.path.basename(os.path.dirname(part)), read_entries(os.path.dirname(part))) for part in parts
+            (os.path.basename(os.path.dirname(part)), read_entries(os.path.dirname(part)))
+            for part in parts
+            if os.path.basename(os.path.dirname(part)) != SWEEP
         ]
+        sweep = read_entries(os.path.join(options.directory, SWEEP))
+        slots = [read_entries(os.path.join(options.directory, SWEEP, f"adjoint-{i}")) for i in range(2)]
     except OSError as exc:
         print(f"localckpt status: {exc}", file=sys.stderr)
         return 1
@@ -43,6 +47,7 @@ def main(options: argparse.Namespace) -> int:
     print(f"{nbytes_in(options.directory) / 1e6:.1f} MB in {options.directory}")
     for name, found in journals:
         show(name, found)
+    show_sweep(entries, sweep, [entry for slot in slots for entry in slot])
     return 0
 
 
@@ -62,6 +67,23 @@ def show(name: str, entries: list[Entry]) -> None:
             times = [f"{entry['seconds']:.3g}" if entry else "-" for entry in (value, derivative)]
             norm = f"{derivative['norm']:.6e}" if derivative else "-"
             print(f"{i:>10} {value_of(value):>24} {norm:>16} {' + '.join(times):>18}")
+
+
+def show_sweep(entries: list[Entry], sweep: list[Entry], adjoint: list[Entry]) -> None:
+    """Print where the evaluation stands that is recorded in parts, if its derivative is not recorded yet."""
+    of = next((entry["of"] for entry in sweep if entry["kind"] == "sweep"), None)
+    if of is None:
+        return
+    mine = [entry for entry in entries if (entry.get("functional"), entry.get("key")) == (of["functional"], of["key"])]
+    if any(entry["kind"] == "derivative" for entry in mine):
+        return
+    controls = [e["key"] for e in entries if e["kind"] == "control" and e["functional"] == of["functional"]]
+    number = controls.index(of["key"]) + 1 if of["key"] in controls else "?"
+    print(f"\nin progress: evaluation {number} of functional {of['functional'] + 1}")
+    print(f"{sum(entry['kind'] == 'solve' for entry in sweep)} solves of its forward sweep are recorded")
+    lefts = [entry["left"] for entry in adjoint if entry["kind"] == "adjoint" and entry["of"] == of]
+    if lefts:
+        print(f"{of['blocks'] - min(lefts)} of {of['blocks']} blocks of the tape are done in reverse")
 
 
 def value_of(entry: Entry | None) -> str:

@@ -30,6 +30,11 @@ def duration(word: str) -> float:
     return positive(found[1]) * UNITS[found[2]]
 
 
+def interval(word: str) -> float:
+    """Seconds: ``0``, or as :func:`duration`."""
+    return 0.0 if word == "0" else duration(word)
+
+
 def walltime(word: str) -> float:
     """Seconds: ``24:00``, ``1-12:30:00``, or as :func:`duration`."""
     found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", word)

@@ -1,9 +1,9 @@
 """A journal of records on a shared filesystem: they outlive the job that made them.
 
 A record is an entry of JSON and, from each rank, some arrays. A directory has one file with all entries and one file
-with arrays for each group of ranks; all of them only grow. A record counts once its line is in the journal, and that is
-written after all arrays are on disk. A job that is killed at any instant therefore leaves whole records, and bytes
-behind them that nobody refers to, which the next job overwrites.
+with arrays for each group of ranks; all of them only grow, until they are cleared. A record counts once its line is in
+the journal, and that is written after all arrays are on disk. A job that is killed at any instant therefore leaves
+whole records, and bytes behind them that nobody refers to, which the next job overwrites.
 
 In the file of a group, a record is a table (bytes and checksum of each rank's part) and then these parts. Its line has
 the checksum of the table, so that a record whose place was used again is damaged, and never another record.
@@ -72,6 +72,8 @@ class Journal:
         self._file = self._journal = -1
         self._unwriteable: tuple[Any, ...] = ()  # the arguments of the OSError
         self._length = 0  # of the journal's whole lines, in bytes
+        self._staged = b""  # lines that count from the next commit on
+        self._unsynced = False  # whether any of these has arrays
         self._ends = [0] * -(-comm.size // RANKS_PER_FILE)  # of the last record in each group's file
         try:
             with interrupts_held():
@@ -115,14 +117,18 @@ class Journal:
 
     def _take(self, entries: list[Entry], nbytes: int) -> None:
         """Take up entries that are in the journal, in so many bytes."""
-        for entry in entries:
-            for group, (_, end, _) in enumerate(entry.get("at", [])[: len(self._ends)]):
-                self._ends[group] = max(self._ends[group], end)
+        self._pass_by(entries)
         self.entries += entries
         self._length += nbytes
 
+    def _pass_by(self, entries: list[Entry]) -> None:
+        """What is written next comes after the arrays of these entries."""
+        for entry in entries:
+            for group, (_, end, _) in enumerate(entry.get("at", [])[: len(self._ends)]):
+                self._ends[group] = max(self._ends[group], end)
+
     def append(self, entry: Entry, arrays: Sequence[NDArray[Any]] = ()) -> None:
-        """Write a record, and return when it is on disk.
+        """Write a record, and return when it is on disk, with all that was staged before.
 
         Parameters
         ----------
@@ -138,6 +144,15 @@ class Journal:
             ``fsync`` of all has failed, it may count in the next one.
         """
         with interrupts_held():
+            self.stage(entry, arrays)
+            self.commit()
+
+    def stage(self, entry: Entry, arrays: Sequence[NDArray[Any]] = ()) -> None:
+        """Write a record that counts from the next :meth:`commit` on.
+
+        Parameters and exceptions are those of :meth:`append`.
+        """
+        with interrupts_held():
             line, error = b"", None
             has_arrays = self.comm.allreduce(len(arrays) > 0, MPI.LOR)
             at = self._write_arrays(arrays) if has_arrays else []
@@ -149,13 +164,69 @@ class Journal:
             raise_everywhere(self.comm, error)
             line = self.comm.bcast(line)
             try:
-                written = parse(line)
+                staged, _ = parse(line)
+            except Exception as exc:
+                error = exc
+            raise_everywhere(self.comm, error)
+            self._pass_by(staged)
+            self._staged += line
+            self._unsynced = self._unsynced or has_arrays
+
+    def commit(self) -> None:
+        """Make all staged records count, and return when they are on disk.
+
+        Raises
+        ------
+        OSError
+            On every rank, if any could not write. None of them then counts in this job.
+        """
+        if not self._staged:
+            return
+        with interrupts_held():
+            error: Exception | None = None
+            lines, unsynced, self._staged, self._unsynced = self._staged, self._unsynced, b"", False
+            try:
+                if unsynced:
+                    os.fsync(self._file)
+            except Exception as exc:
+                error = naming(exc, self._path)
+            raise_everywhere(self.comm, error)
+            try:
+                written = parse(lines)
                 if self.comm.rank == 0:
-                    self._write_line(line)
+                    self._write_line(lines)
             except Exception as exc:
                 error = naming(exc, os.path.join(self.directory, NAME))
             raise_everywhere(self.comm, error)
             self._take(*written)
+
+    def clear(self) -> None:
+        """Forget all records and free their space. They are gone from the disk before anything is written over them.
+
+        Raises
+        ------
+        OSError
+            On every rank, if any could not write.
+        """
+        with interrupts_held():
+            error: Exception | None = None
+            try:
+                self._require_writeable()
+                if self.comm.rank == 0:
+                    os.ftruncate(self._journal, 0)
+                    os.fsync(self._journal)
+            except Exception as exc:
+                error = naming(exc, os.path.join(self.directory, NAME))
+            raise_everywhere(self.comm, error)
+            self.entries.clear()
+            self._length, self._staged, self._unsynced = 0, b"", False
+            self._ends = [0] * len(self._ends)
+            try:
+                if self.comm.rank % RANKS_PER_FILE == 0:
+                    os.ftruncate(self._file, 0)
+            except Exception as exc:
+                error = naming(exc, self._path)
+            raise_everywhere(self.comm, error)
 
     def _require_writeable(self) -> None:
         if self._unwriteable:
@@ -205,7 +276,6 @@ class Journal:
             for view in views:
                 write_all(self._file, view, place)
                 place += len(view)
-            os.fsync(self._file)
         except Exception as exc:
             error = naming(exc, self._path)
         raise_everywhere(self.comm, error)

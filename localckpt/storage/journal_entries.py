@@ -9,9 +9,10 @@ from typing import Any
 
 from xxhash import xxh3_64_hexdigest
 
-__all__ = ["DAMAGED", "NAME", "VERSION", "as_line", "parse", "read_entries"]
+__all__ = ["DAMAGED", "NAME", "SWEEP", "VERSION", "as_line", "parse", "read_entries"]
 
 NAME = "journal"
+SWEEP = "sweep"  # the directory beside it in which the evaluation in progress is recorded
 VERSION = 1  # of the format
 DAMAGED: dict[str, Any] = {"kind": "damaged"}  # in place of an entry that cannot be read
 

@@ -1,18 +1,13 @@
-"""A run that is interrupted anywhere ends, over several jobs, where an uninterrupted one ends.
+"""A run that is interrupted anywhere ends, over several jobs, where an uninterrupted one ends."""
 
-A job is a block in this process: it has a tape of its own, and ends as a killed one does, without a word.
-"""
-
-import functools
 import os
 import resource
 import signal
-from contextlib import contextmanager
 
 import firedrake as fd
 import numpy as np
 import pytest
-from burgers import SCHEDULES, STEPS, arrays, control, record
+from burgers import STEPS
 from firedrake import dx
 from firedrake.adjoint import (
     Control,
@@ -21,19 +16,17 @@ from firedrake.adjoint import (
     ReducedFunctional,
     TAOSolver,
     continue_annotation,
-    get_working_tape,
     minimize,
     set_working_tape,
     stop_annotating,
 )
+from jobs import Killed, Solves, by_hand, descent, diffusion, end_of, job, line, on_schedule, recorded
 from mpi4py import MPI
-from petsc4py import PETSc
 from pyadjoint import AdjFloat
 
 from localckpt.adjoint import (
     checkpointable_mesh,
     enable_disk_checkpointing,
-    patches,
     replaying,
     resume,
     runs,
@@ -41,124 +34,8 @@ from localckpt.adjoint import (
 )
 
 WORLD = MPI.COMM_WORLD
-SOLVE = fd.NonlinearVariationalSolver.solve
 
-
-class Killed(BaseException):
-    """What a job that is killed ends with here."""
-
-
-class Solves:
-    """Counts the variational solves, and kills the job at the one with a given number."""
-
-    def __init__(self):
-        self.count, self.last = 0, None
-
-    def solve(self, solver, *args, **kwargs):
-        self.count += 1
-        if self.last is not None and self.count > self.last:
-            raise Killed
-        return SOLVE(solver, *args, **kwargs)
-
-
-@pytest.fixture
-def solves(end_of_run, monkeypatch):
-    counted = Solves()
-    monkeypatch.setattr(fd.NonlinearVariationalSolver, "solve", lambda *args, **kwargs: counted.solve(*args, **kwargs))
-    yield counted
-    uninstall()  # before what was there before is put back
-
-
-@pytest.fixture(autouse=True)
-def end_of_run():
-    """No test leaves a run behind, or what it has replaced."""
-    yield
-    uninstall()
-
-
-def uninstall():
-    if runs._run is not None:
-        runs._run.finish()
-    patches.uninstall()
-    patches.install()
-
-
-@contextmanager
-def job(directory, solves=None, last=None, **arguments):
-    """A job of a run: killed at a solve if `last` is given."""
-    if solves is not None:
-        solves.count, solves.last = 0, last
-    run = resume(directory, **arguments)
-    with set_working_tape():
-        continue_annotation()
-        try:
-            yield run
-        except Killed:
-            pass
-        except PETSc.Error as exc:  # from TAO
-            assert isinstance(exc.__cause__, Killed)
-        finally:
-            run.finish()
-
-
-def recorded(schedule=None, in_step=lambda step: None):
-    if schedule is None:
-        return record(in_step=in_step)
-    enable_disk_checkpointing()
-    return record(SCHEDULES[schedule](STEPS), in_step=in_step)
-
-
-def by_hand(functional):
-    c = control(1.0)
-    for _ in range(3):
-        functional(c)
-        c = c._ad_add(functional.derivative(apply_riesz=True)._ad_mul(-0.1))
-    return c
-
-
-def end_of(optimiser, functional):
-    """The control that an optimiser ends with, as an array."""
-    with stop_annotating():
-        found = optimiser(functional)
-        return np.concatenate(arrays(found[0] if isinstance(found, (list, tuple)) else found))
-
-
-interval = functools.cache(fd.UnitIntervalMesh)
-
-
-def line(value=1.0, cells=12):
-    """A Function to begin with."""
-    V = fd.FunctionSpace(interval(cells), "CG", 1)
-    (x,) = fd.SpatialCoordinate(V.mesh())
-    with stop_annotating():
-        return fd.Function(V).interpolate(value * x * (2 - x))
-
-
-def diffusion(initial, steps=3, k=0.1, weight=1.0, **arguments):
-    """A few timesteps, each with one solve, recorded on the working tape: the ReducedFunctional of `initial`."""
-    V = initial.function_space()
-    u, before, v = fd.Function(V), fd.Function(V), fd.TestFunction(V)
-    before.assign(initial)
-    residual = (10 * (u - before) * v + fd.Constant(k) * (1 + u * u) * u.dx(0) * v.dx(0)) * dx
-    problem = fd.NonlinearVariationalProblem(residual, u, bcs=fd.DirichletBC(V, 0, 1))
-    solver = fd.NonlinearVariationalSolver(problem)
-    J = weight * fd.assemble(initial * initial * dx)
-    for _ in get_working_tape().timestepper(iter(range(steps))):
-        solver.solve()
-        before.assign(u)
-        J += fd.assemble((u - 0.2) ** 2 * dx)
-    return ReducedFunctional(J, Control(initial), **arguments)
-
-
-def descent(functional, initial, evaluations=3):
-    """A hand-written optimiser: the last control, as an array, and all values."""
-    values = []
-    with stop_annotating():
-        c = initial.copy(deepcopy=True)
-        for _ in range(evaluations):
-            values.append(functional(c))
-            c = c._ad_add(functional.derivative(apply_riesz=True)._ad_mul(-0.05))
-    return np.concatenate(arrays(c)), values
+pytestmark = pytest.mark.usefixtures("end_of_run")
 
 
 def scipy(functional):
@@ -172,14 +49,6 @@ def tao(functional, kind="lmvm", bounds=None):
 
 def tao_with_bounds(functional):
     return tao(functional, "blmvm", [(line(0.1), line(3.0))])
-
-
-def on_schedule(schedule):
-    """The diffusion problem; its checkpoints go to disk if the schedule has any there."""
-    if schedule is not None:
-        enable_disk_checkpointing()
-        get_working_tape().enable_checkpointing(SCHEDULES[schedule](STEPS))
-    return diffusion(line(), STEPS)
 
 
 CASES = [
@@ -421,16 +290,6 @@ def test_control_that_is_another_one_ends_a_strict_run(shared_tmp):
     with job(shared_tmp, strict=True):
         with pytest.raises(runs.ResumeError, match="is not at the recorded control"):
             diffusion(line())(line(0.6))
-
-
-@pytest.fixture
-def warnings_on_rank_0(caplog):
-    @contextmanager
-    def check(match):
-        yield
-        assert any(match in record.getMessage() for record in caplog.records) == (WORLD.rank == 0)
-
-    return check
 
 
 @pytest.mark.parallel([1, 2])

@@ -20,6 +20,7 @@ def test_help_explains_the_exit_status(run, command):
         ["bench", "--seconds", "soon"],
         ["verify", "--within", "soon"],
         ["doctor", "--loud"],
+        ["run", "--resume-every", "-1", "script.py"],
     ],
     ids=" ".join,
 )

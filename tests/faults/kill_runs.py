@@ -29,6 +29,12 @@ SCRIPT = Path(__file__).with_name("resumable.py")
 PROBLEMS = "burgers", "convection"
 OPTIMISERS = "scipy", "lmvm", "blmvm", "hand"
 SCHEDULES = "none", "disk", "revolve", "multistage", "hrevolve"
+LEVELS = {
+    "evaluations": (),
+    "recording": ("--resume-recording",),
+    "sweeps": ("--resume-sweeps", "--resume-every", "0"),
+    "paced": ("--resume-sweeps", "--resume-every", "200ms"),
+}
 RANKS = 1, 2, 3
 ENDS = "kill all", "kill one", "kill in a commit", "SIGTERM", "SIGUSR1", "end of time"
 LIMIT = 300  # seconds for a job: one that takes longer hangs
@@ -38,7 +44,7 @@ SIGNALLED = 128 + signal.SIGTERM, 128 + signal.SIGUSR1
 
 def cases():
     """Runs such that each pair of values of two properties is in one of them, more or less."""
-    every = list(itertools.product(PROBLEMS, OPTIMISERS, SCHEDULES, RANKS))
+    every = list(itertools.product(PROBLEMS, OPTIMISERS, SCHEDULES, LEVELS, RANKS))
     random.Random(0).shuffle(every)
     missing = {pair for case in every for pair in itertools.combinations(enumerate(case), 2)}
     for case in every:
@@ -50,8 +56,8 @@ def cases():
 
 def start(case, directory, result, options=(), pace=0.0):
     """Start a job of a run, or the uninterrupted run of a case."""
-    problem, optimiser, schedule, ranks = case
-    command = [sys.executable, "-m", "localckpt", "run", "--resume", directory, *options]
+    problem, optimiser, schedule, level, ranks = case
+    command = [sys.executable, "-m", "localckpt", "run", "--resume", directory, *LEVELS[level], *options]
     command += [SCRIPT, problem, optimiser, schedule, result, pace]
     return subprocess.Popen(
         ["mpiexec", "-n", str(ranks), *map(str, command)],
@@ -113,7 +119,7 @@ def with_suppressed(call):
 
 
 def nbytes_of_arrays(directory):
-    return sum(path.stat().st_size for path in directory.glob("arrays-*"))
+    return sum(path.stat().st_size for path in directory.rglob("arrays-*"))
 
 
 def wait(job):
@@ -129,8 +135,8 @@ def wait(job):
 
 def run(case, seed, where, kills=5, pace=0.02):
     """Kill a run up to so many times, then let it end: the line for the results."""
-    chance = random.Random(seed)
     name = "-".join(map(str, case))
+    chance = random.Random(f"{name}-{seed}")
     whole = where / f"{name}.npy"
     if not whole.exists():
         begin = time.monotonic()

@@ -221,6 +221,9 @@ def scenario(at):
             if "at" in entry:
                 results.append(outcome(read, records, entry)[0])
         entries.append(len(records.entries))
+        if job:
+            results.append(outcome(records.clear)[0])
+            results.append(outcome(records.append, {"kind": "record"}, arrays)[0])
         results.append(outcome(records.close)[0])
     assert "AssertionError" not in results, results
     return [*results, entries]

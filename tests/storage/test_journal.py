@@ -166,6 +166,47 @@ def test_a_rank_that_cannot_write_is_told_to_all_and_its_record_does_not_count(o
 
 
 @pytest.mark.parallel([1, 2])
+def test_staged_records_count_from_the_next_commit_on(opened, ranks_per_file):
+    journal = opened()
+    for number in (0, 1):
+        journal.stage({"kind": "record", "number": number}, arrays_of(number))
+    assert numbers(journal) == numbers(opened()) == []
+    journal.commit()
+    found = opened()
+    assert numbers(journal) == numbers(found) == [0, 1]
+    assert all(is_whole(found, entry) for entry in found.entries)
+
+
+@pytest.mark.parallel([1, 2])
+def test_staged_records_whose_commit_fails_do_not_count(opened, shared_tmp, raises_everywhere):
+    journal = opened()
+    append(journal, 0)
+    journal.stage({"kind": "record", "number": 1, "more": "x" * 100})
+    with raises_everywhere(journal_module.TransferError, OSError, match="File too large", file=shared_tmp / NAME):
+        with files_no_larger_than(os.path.getsize(shared_tmp / NAME) + 20):
+            journal.commit()
+    journal.commit()
+    assert numbers(journal) == numbers(opened()) == [0]
+
+
+@pytest.mark.parallel([1, 2])
+def test_a_journal_that_was_cleared_uses_its_space_again(opened, ranks_per_file):
+    journal = opened()
+    append(journal, 0, 1, 2)
+    WORLD.barrier()
+    size = os.path.getsize(journal._path)
+    journal.stage({"kind": "record", "number": 3}, arrays_of(3))
+    journal.clear()
+    journal.commit()
+    assert numbers(journal) == numbers(opened()) == [] and os.path.getsize(journal._path) == 0
+    append(journal, 0, 1, 2)
+    WORLD.barrier()
+    assert os.path.getsize(journal._path) == size
+    found = opened()
+    assert numbers(found) == [0, 1, 2] and all(is_whole(found, entry) for entry in found.entries)
+
+
+@pytest.mark.parallel([1, 2])
 def test_a_line_that_is_written_in_part_does_not_count(opened, shared_tmp, raises_everywhere):
     journal = opened()
     append(journal, 0)
@@ -208,6 +249,8 @@ def test_nothing_is_written_to_another_jobs_directory(opened, shared_tmp, raises
     for arrays in [np.ones(5)], []:
         with raises_everywhere(BlockingIOError, match="taken it over"):
             journal.append({"kind": "record"}, arrays)
+    with raises_everywhere(BlockingIOError, match="taken it over"):
+        journal.clear()
     assert {name: os.path.getsize(shared_tmp / name) for name in os.listdir(shared_tmp)} == before
 
 
