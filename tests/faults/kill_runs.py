@@ -54,13 +54,13 @@ def cases():
             yield case
 
 
-def start(case, directory, result, options=(), pace=0.0):
-    """Start a job of a run, or the uninterrupted run of a case."""
+def start(case, directory, result, options=(), pace=0.0, before=()):
+    """Start a job of a run, or the uninterrupted run of a case, as the last arguments of the command `before`."""
     problem, optimiser, schedule, level, ranks = case
     command = [sys.executable, "-m", "localckpt", "run", "--resume", directory, *LEVELS[level], *options]
     command += [SCRIPT, problem, optimiser, schedule, result, pace]
     return subprocess.Popen(
-        ["mpiexec", "-n", str(ranks), *map(str, command)],
+        [*before, "mpiexec", "-n", str(ranks), *map(str, command)],
         stdout=open(f"{result}.log", "a"),
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -187,6 +187,34 @@ def partitions(directory, ranks, starts=10):
     return found
 
 
+def chain(where):
+    """The exit statuses of jobs that have a third of the time, and the start, each on a node whose disk is empty."""
+    case, pace = ("burgers", "lmvm", "disk", "sweeps", 2), 3.0
+    result, local = where / "chain.npy", where / "local"
+    local.mkdir(exist_ok=True)
+    for name in ("chain-whole", "chain"):
+        shutil.rmtree(where / name, ignore_errors=True)
+    begin = time.monotonic()
+    if wait(start(case, where / "chain-whole", result, pace=pace)):
+        raise SystemExit(f"the uninterrupted run failed: {result}.log")
+    seconds = time.monotonic() - begin
+    node = [
+        "unshare",
+        "--mount",
+        "env",
+        f"TMPDIR={local}",
+        "sh",
+        "-c",
+        f'mount -t tmpfs none {local} && exec "$@"',
+        "sh",
+    ]
+    statuses = []
+    while not statuses or (statuses[-1] == AGAIN and len(statuses) < 20):
+        options = ["--walltime", f"{10 + seconds / 3:.1f}"]
+        statuses.append(wait(start(case, where / "chain", result, options, pace, node)))
+    return statuses
+
+
 def main(where, seconds="3600", pattern="*"):
     """Runs until the time is over or 200 kills are done."""
     where = Path(where).absolute()
@@ -197,6 +225,11 @@ def main(where, seconds="3600", pattern="*"):
             print(f"{ranks} ranks: {len(found)} starts, {len(set(found))} partition", flush=True)
             if len(found) != 10 or len(set(found)) != 1:
                 return True
+    if fnmatch.fnmatch("chain", pattern):
+        statuses = chain(where)
+        print(f"chain of jobs with a third of the time: exit statuses {statuses}", flush=True)
+        if statuses[-1] != 0 or len(statuses) < 3:
+            return True
     results = where / "results"
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     end = time.monotonic() + float(seconds)

@@ -1,7 +1,7 @@
 """An inversion for kill_runs.py: python resumable.py PROBLEM OPTIMISER SCHEDULE RESULT [PACE]
 
-Writes the control that it ends with to RESULT. PACE is seconds to sleep in each solve of the recording and after each
-value, so that a kill can hit them.
+Writes the control that it ends with to RESULT. PACE is seconds to sleep after each value and, up to 0.05, in each solve
+of the recording, so that a kill can hit them.
 """
 
 import sys
@@ -127,7 +127,7 @@ def main(problem, optimiser, schedule, result, pace="0"):
     for _ in tape.timestepper(iter(range(STEPS))):
         for solver in solvers:
             solver.solve()
-            time.sleep(float(pace))
+            time.sleep(min(float(pace), 0.05))
         before.assign(u)
         J += misfit()
     pause_annotation()
