@@ -44,6 +44,8 @@ from firedrake.adjoint import (
 )
 from mpi4py import MPI
 
+from localckpt.adjoint import replaying
+
 STEPS = 6
 LU = {"ksp_type": "preonly", "pc_type": "lu"}
 SCHEDULES = {
@@ -131,7 +133,9 @@ def main(problem, optimiser, schedule, result, pace="0"):
         before.assign(u)
         J += misfit()
     pause_annotation()
-    functional = ReducedFunctional(J, Control(initial), eval_cb_post=lambda *args: time.sleep(float(pace)))
+    functional = ReducedFunctional(
+        J, Control(initial), eval_cb_post=lambda *args: replaying() or time.sleep(float(pace))
+    )
     found = OPTIMISERS[optimiser](functional)
     found = found[0] if isinstance(found, (list, tuple)) else found
     parts = MPI.COMM_WORLD.gather(found.dat.data_ro.copy())
