@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from known_faults import TAPE_MAY_BE_KEPT
 
 START = """
 import gc, json, sys, tracemalloc, weakref
@@ -129,6 +130,7 @@ report(asked=len(asked), steps=STEPS)
     assert seen["asked"] >= 2 * (seen["steps"] // 2)
 
 
+@TAPE_MAY_BE_KEPT
 def test_collection_that_a_script_asks_for_sees_everything(found):
     seen = found("""
 functional, other = recorded(), recorded()
@@ -222,6 +224,7 @@ report(there=mine() is not None, frozen=frozen())
     assert seen["there"] and seen["frozen"] > 1000
 
 
+@TAPE_MAY_BE_KEPT
 def test_hundred_tapes_hold_no_more_than_a_few(found):
     seen = found(
         """

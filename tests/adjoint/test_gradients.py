@@ -1,8 +1,6 @@
 """Value and gradient under every layout and every schedule are those without a schedule."""
 
-import functools
 import gc
-import weakref
 
 import pytest
 from burgers import (
@@ -24,6 +22,7 @@ from burgers import (
     rows_in_use,
     sweep,
 )
+from known_faults import TAPE_MAY_BE_KEPT
 from mpi4py import MPI
 from test_files import open_data
 
@@ -93,23 +92,7 @@ def test_schedule_holds_no_more_rows_after_three_sweeps_than_after_two(schedule,
     assert held[2] == held[1], held
 
 
-def keeps_objects_with_singledispatchmethods():
-    """Whether this Python has the fault cpython#127750: it keeps pyadjoint's CheckpointManager, and its tape, alive."""
-
-    class Dispatcher:
-        @functools.singledispatchmethod
-        def method(self, argument):
-            pass
-
-    dispatcher = Dispatcher()
-    dispatcher.method(0)
-    seen = weakref.ref(dispatcher)
-    del dispatcher
-    gc.collect()
-    return seen() is not None
-
-
-@pytest.mark.xfail(keeps_objects_with_singledispatchmethods(), reason="cpython#127750")
+@TAPE_MAY_BE_KEPT
 @pytest.mark.parallel([1, 2])
 @pytest.mark.parametrize("schedule", ON_DISK)
 def test_schedule_leaves_no_row_and_no_file_behind(schedule, shared_tmp, tape):
