@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from firedrake import Constant
 from mpi4py import MPI
 from numpy.typing import NDArray
 from pyadjoint import AdjFloat, OverloadedType, ReducedFunctional
@@ -421,7 +422,12 @@ def fits(reduced: Any, controls: Sequence[Any]) -> bool:
 
 
 def can_record(reduced: Any) -> bool:
-    """Whether a functional can be recorded: pyadjoint scales values that are no numbers in place, on the tape."""
+    """Whether a functional can be recorded.
+
+    pyadjoint scales values that are no numbers in place, on the tape. Firedrake cannot copy a Constant as a control.
+    """
+    if any(isinstance(control.control, Constant) for control in reduced.controls):
+        return False
     return isinstance(reduced.functional, float) or (
         isinstance(reduced.functional, OverloadedType) and reduced.scale == 1
     )

@@ -12,9 +12,9 @@ from mpi4py import MPI
 from pyadjoint import stop_annotating
 
 from localckpt.adjoint.derivatives import Request
-from localckpt.adjoint.values import values, with_values
+from localckpt.adjoint.values import comm_of, values, with_values
 
-__all__ = ["GradientTests", "Report", "Test", "comm_of"]
+__all__ = ["GradientTests", "Report", "Test", "comm_of_functional"]
 
 # Steps and distances are relative to the largest entry of each control.
 PROBE = 1e-3  # the step that says which steps to take
@@ -438,11 +438,11 @@ def max_of_two(one: float, other: float) -> float:
     return math.nan if math.isnan(one) or math.isnan(other) else max(one, other)
 
 
-def comm_of(functional: Any) -> MPI.Intracomm:
-    """The communicator of a functional."""
+def comm_of_functional(functional: Any) -> MPI.Intracomm:
+    """The communicator of a functional: its ensemble's, its controls', its checkpoints', or that of all ranks."""
     ensemble = getattr(functional, "ensemble", None)
     if ensemble is not None:
         return ensemble.global_comm
-    comms = [getattr(control.control, "comm", None) for control in functional.controls]
     checkpointer = getattr(functional.tape, "_package_data", {}).get("firedrake")
-    return next((comm for comm in (*comms, getattr(checkpointer, "comm", None)) if comm is not None), MPI.COMM_WORLD)
+    objects = [*(control.control for control in functional.controls), checkpointer]
+    return comm_of(objects) or MPI.COMM_WORLD

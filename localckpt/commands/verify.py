@@ -106,10 +106,10 @@ class Command:
         if self._running:  # one of the derivatives that the tests compute
             return
         if self.report is None:
-            from localckpt.adjoint.gradient_tests import GradientTests, Report, comm_of
+            from localckpt.adjoint.gradient_tests import GradientTests, Report, comm_of_functional
 
             self._running = True
-            comm = comm_of(request.functional)
+            comm = comm_of_functional(request.functional)
             try:
                 report = GradientTests(request, comm, seconds_left(self.within), announce).report()
             except Exception as exc:

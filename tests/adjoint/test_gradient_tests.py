@@ -36,7 +36,7 @@ from pyadjoint import AdjFloat, Block
 
 from localckpt.adjoint import enable_disk_checkpointing
 from localckpt.adjoint.derivatives import Request
-from localckpt.adjoint.gradient_tests import GradientTests, comm_of
+from localckpt.adjoint.gradient_tests import GradientTests, comm_of_functional
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def J(c):
 
 
 def report_of(functional, bounds=None, adj_input=1.0):
-    return GradientTests(Request(functional, adj_input, bounds, 0.0), comm_of(functional)).report()
+    return GradientTests(Request(functional, adj_input, bounds, 0.0), comm_of_functional(functional)).report()
 
 
 def orders(report):

@@ -261,6 +261,17 @@ def test_functional_that_is_no_number_is_given_back(shared_tmp):
     assert run._replayed == {"value": 1, "derivative": 1}
 
 
+def test_functional_of_a_constant_is_computed_and_not_recorded(shared_tmp):
+    found = []
+    for _ in range(2):
+        with job(shared_tmp) as run:
+            k, c = fd.Constant(2.0), line()
+            functional = ReducedFunctional(fd.assemble(k * c * c * dx), [Control(c), Control(k)])
+            found.append(functional([line(0.5), fd.Constant(3.0)]))
+    assert found[0] == found[1]
+    assert run._replayed["value"] == 0
+
+
 @pytest.mark.parallel([1, 2])
 def test_control_that_differs_by_rounding_is_the_recorded_one(shared_tmp):
     with job(shared_tmp):
