@@ -649,9 +649,9 @@ class Run:
 
     def _reset_pace(self) -> None:
         self._boundaries, self._every = 0, 1
-        self._last_boundary, self._longest_step = time.monotonic(), 0.0
+        self._last_boundary = time.monotonic()
 
-    _boundaries, _every, _last_boundary, _longest_step = 0, 1, math.inf, 0.0
+    _boundaries, _every, _last_boundary = 0, 1, math.inf
 
     def at_boundary(self, journal: Journal, sweep: Sweep | None = None) -> None:
         """Leave, on all ranks together, if the job ends before the next boundary. Collective on the run's `comm`.
@@ -677,7 +677,7 @@ class Run:
             self._leave("the time is over" if not self.clock.signalled else f"it got {self.clock.signalled}")
         if sweep is not None and sweep.at_each_step:
             self._every = 1
-        elif asked[1] < OFTEN:
+        elif asked[1] < OFTEN and self._boundaries > 1:  # before the first one there was no timestep
             self._every = min(2 * self._every, 1 << 20)
         elif asked[1] > 4 * OFTEN:
             self._every = max(self._every // 2, 1)
