@@ -1,6 +1,7 @@
 """``localckpt status``: what a run that resumes has recorded. Needs neither MPI nor Firedrake."""
 
 import argparse
+import contextlib
 import glob
 import os
 import sys
@@ -43,7 +44,8 @@ def main(options: argparse.Namespace) -> int:
     jobs = [entry for entry in entries if entry["kind"] == "job"]
     began = time.strftime("%Y-%m-%d %H:%M", time.localtime(jobs[0]["time"])) if jobs else "?"
     print(f"run of {first['number of ranks']} ranks, begun {began}, {len(jobs)} job{'s' * (len(jobs) != 1)}")
-    print(f"in use by {read_owner(options.directory)}" if read_owner(options.directory) else "no job has it")
+    owner = read_owner(options.directory)
+    print(f"in use by {owner}" if owner else "no job has it")
     print(f"{nbytes_in(options.directory) / 1e6:.1f} MB in {options.directory}")
     for name, found in journals:
         show(name, found)
@@ -95,4 +97,9 @@ def value_of(entry: Entry | None) -> str:
 
 def nbytes_in(directory: str) -> int:
     """The bytes of all files in a directory."""
-    return sum(os.path.getsize(os.path.join(path, name)) for path, _, names in os.walk(directory) for name in names)
+    nbytes = 0
+    for path, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # a job may replace it meanwhile
+                nbytes += os.path.getsize(os.path.join(path, name))
+    return nbytes
