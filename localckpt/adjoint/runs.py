@@ -465,14 +465,10 @@ class Run:
             return False
         self._start_entry = entry
         self._started = [(control, before, after) for control, before, after in zip(controls, initial, unfinished)]
-        self._assign({id(control): after for control, _, after in self._started})
-        return True
-
-    def _assign(self, arrays: dict[int, Any]) -> None:
         with stop_annotating():
-            for control, _, _ in self._started:
-                if id(control) in arrays:
-                    control.assign(with_values(control, arrays[id(control)]))
+            for control, _, after in self._started:
+                control.assign(with_values(control, after))
+        return True
 
     def recorded(self, reduced: Any) -> None:
         """Give the controls of a new ReducedFunctional the values that they had before :meth:`start`."""

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from localckpt.commands import versions
+from localckpt.commands.units import positive
 from localckpt.storage import run_directories
 
 
@@ -35,7 +36,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--dir", nargs="+", metavar="DIR", default=[], help="further directories to examine")
     parser.add_argument("--resume", metavar="DIR", help="also measure a directory for 'run --resume', with all ranks")
     parser.add_argument(
-        "--record", type=float, default=10.0, metavar="MB", help="with --resume: that each rank records (default: 10)"
+        "--record",
+        type=positive,
+        default=10.0,
+        metavar="MB",
+        help="with --resume: that each rank records (default: 10)",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.set_defaults(main=main)
@@ -310,26 +315,27 @@ def resume_directory(comm: Any, path: str, megabytes: float) -> Iterator[Finding
     from localckpt._collective import raise_everywhere
     from localckpt.storage.journal import Journal
 
-    inside, error = None, None
+    inside, error, arrays = None, None, []
     try:
+        arrays.append(np.ones(int(megabytes * 125_000)))  # of eight bytes
         if comm.rank == 0:
             inside = tempfile.mkdtemp(prefix="localckpt_doctor_", dir=path)
-    except OSError as exc:
+    except (OSError, MemoryError) as exc:
         error = exc
     seconds = []
     try:
         raise_everywhere(comm, error)
         inside = comm.bcast(inside)
         journal = Journal(inside, comm)
-        arrays = [np.ones(int(megabytes * 125_000))]  # of eight bytes
         for entry in ([], [], [], [], [], arrays, arrays):
             begin = time.perf_counter()
             journal.append({"kind": "trial"}, entry)
             seconds.append(time.perf_counter() - begin)
         journal.close()
-    except OSError as exc:
+    except (OSError, MemoryError) as exc:
         reason = " ".join(str(exc).split())
-        yield Finding(path, f"cannot be used for --resume: {reason}", "name another directory", fatal=True)
+        advice = "name another directory" if isinstance(exc, OSError) else "name fewer MB with --record"
+        yield Finding(path, f"cannot be used for --resume: {reason}", advice, fatal=True)
     else:
         line, record = float(np.median(seconds[:5])), min(seconds[5:])
         total = megabytes * comm.size

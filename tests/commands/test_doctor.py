@@ -171,3 +171,11 @@ def test_directory_for_resumed_runs_that_cannot_be_used_fails(run, tmp_path):
     done = run("doctor", "--json", "--resume", tmp_path / "missing")
     assert done.returncode == 1
     assert findings(done)[str(tmp_path / "missing")]["fatal"]
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_records_that_do_not_fit_into_memory_are_said_on_any_number_of_ranks(run, tmp_path, ranks):
+    done = run("doctor", "--json", "--resume", tmp_path, "--record", "1e12", ranks=ranks)
+    assert done.returncode == 1
+    assert findings(done)[str(tmp_path)]["advice"] == "name fewer MB with --record"
+    assert list(tmp_path.iterdir()) == []
