@@ -8,8 +8,21 @@ import sys
 import tempfile
 
 import setuptools
+from setuptools.command.build_ext import build_ext
 
 SETUPTOOLS = tuple(map(int, setuptools.__version__.split(".")[:2]))
+
+
+LIBRARY = "localckpt.liblocalckpt"  # what PETSc loads with -dll_append, in a program without Python
+
+
+class BuildExtensions(build_ext):
+    """PETSc looks for the name of the library in it, which is not to have Python's version in its name."""
+
+    def get_ext_filename(self, fullname):
+        if fullname.endswith("liblocalckpt"):
+            return os.path.join(*fullname.split(".")) + ".so"
+        return super().get_ext_filename(fullname)
 
 
 def stop(sentence):
@@ -85,9 +98,9 @@ def extensions():
     includes, flags, libraries, link = petsc_configuration()
     from Cython.Build import cythonize
 
-    modules = [
-        setuptools.Extension(
-            f"localckpt.{os.path.basename(source)[:-4]}",
+    def extension(name, source):
+        return setuptools.Extension(
+            name,
             [source],
             include_dirs=["src", *includes],
             extra_compile_args=flags,
@@ -96,9 +109,11 @@ def extensions():
             extra_link_args=link,
             define_macros=[("MPICH_SKIP_MPICXX", 1), ("OMPI_SKIP_MPICXX", 1)],
         )
-        for source in sorted(glob.glob("src/*.pyx"))
+
+    modules = [
+        extension(f"localckpt.{os.path.basename(source)[:-4]}", source) for source in sorted(glob.glob("src/*.pyx"))
     ]
-    return cythonize(
+    return [extension(LIBRARY, "src/liblocalckpt.c")] + cythonize(
         modules,
         include_path=[".", "src"],
         build_dir="build",
@@ -111,5 +126,6 @@ setuptools.setup(
     # One word for it in pyproject.toml would be refused by setuptools below 77 or after 2027.
     **{"license_expression" if SETUPTOOLS >= (77,) else "license": "LGPL-3.0-or-later"},
     ext_modules=extensions(),
+    cmdclass={"build_ext": BuildExtensions},
     options={"build_ext": {"force": True}},  # what was compiled for another PETSc may lie in build/
 )

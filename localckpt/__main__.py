@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import localckpt
-from localckpt.commands import bench, clean, doctor, plan, run, status, verify
+from localckpt.commands import bench, clean, doctor, plan, run, status, trajectory, verify
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=f"localckpt {localckpt.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (run, status, plan, verify, doctor, bench, clean):
+    for command in (run, status, plan, verify, doctor, bench, clean, trajectory):
         command.add_parser(commands)
     options = parser.parse_args(arguments)
     sys.exit(options.main(options))

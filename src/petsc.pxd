@@ -24,7 +24,7 @@ cdef extern from "petscsys.h" nogil:
         PETSC_DECIDE
     PetscFileMode FILE_MODE_READ
     PetscFileMode FILE_MODE_APPEND
-    int PETSC_VERSION_MAJOR, PETSC_VERSION_MINOR
+    int PETSC_VERSION_MAJOR, PETSC_VERSION_MINOR, PETSC_VERSION_SUBMINOR
     PetscErrorCode PetscFinalized(PetscBool*)
     PetscErrorCode PetscCommDuplicate(MPI_Comm, MPI_Comm*, PetscMPIInt*)
     PetscErrorCode PetscCommDestroy(MPI_Comm*)

@@ -480,6 +480,15 @@ class Store:
             return file
         raise cause
 
+    def detach(self) -> None:
+        """Make the file now and remove its directory, so that nothing stays however the process ends. Not collective.
+
+        For a new store of one rank that is never retired.
+        """
+        with self._lock, suppress(OSError):  # the first put goes on to the next tier
+            self._open(self._files[0])
+        run_directories.remove(os.path.dirname(self.path))
+
     @property
     def current_file(self) -> StoreFile:
         """StoreFile: the file, in the last tier reached so far, that takes new arrays now."""

@@ -147,6 +147,7 @@ def run(case, seed, where, kills=5, pace=0.02):
     seconds = float((where / f"{name}.seconds").read_text())
     directory, result = where / f"{name}-{seed}", where / f"{name}-{seed}.npy"
     shutil.rmtree(directory, ignore_errors=True)
+    Path(f"{result}.solves").unlink(missing_ok=True)
     ends, statuses = [], []
     for _ in range(kills):
         end = chance.choice(ENDS)
@@ -162,6 +163,7 @@ def run(case, seed, where, kills=5, pace=0.02):
     if statuses[-1:] != [0]:
         statuses.append(wait(start(case, directory, result, pace=0)))
     line = {"case": name, "seed": seed, "ends": ends, "statuses": statuses, "kills": sum(s != 0 for s in statuses)}
+    line["solves"], line["solves of whole"] = solves_of(result), solves_of(whole)
     if statuses[-1] == 0:
         found, expected = np.load(result), np.load(whole)
         line["same bits"] = bool(np.array_equal(found, expected))
@@ -173,6 +175,12 @@ def run(case, seed, where, kills=5, pace=0.02):
     if line["right"]:
         shutil.rmtree(directory)
     return line
+
+
+def solves_of(result):
+    """How many variational solves were done by all jobs of a run, those not counted that were read."""
+    characters = Path(f"{result}.solves").read_text()
+    return characters.count("+") - characters.count("-")
 
 
 def partitions(directory, ranks, starts=10):

@@ -1,9 +1,11 @@
 """An inversion for kill_runs.py: python resumable.py PROBLEM OPTIMISER SCHEDULE RESULT [PACE]
 
-Writes the control that it ends with to RESULT. PACE is seconds to sleep after each value and, up to 0.05, in each solve
-of the recording, so that a kill can hit them.
+Writes the control that it ends with to RESULT. RESULT.solves gets a character for each variational solve: + for one that
+is begun, - for one that turns out to be read. PACE is seconds to sleep after each value and, up to 0.05, in each solve of
+the recording, so that a kill can hit them.
 """
 
+import os
 import sys
 import time
 
@@ -45,6 +47,7 @@ from firedrake.adjoint import (
 from mpi4py import MPI
 
 from localckpt.adjoint import replaying
+from localckpt.adjoint.recordings import Solved
 
 STEPS = 6
 LU = {"ksp_type": "preonly", "pc_type": "lu"}
@@ -116,7 +119,24 @@ OPTIMISERS = {
 }
 
 
+def count_solves(path):
+    """Write characters one by one: the system keeps them when the process is killed."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def counting(character, solve):
+        def counted(*args, **kwargs):
+            os.write(file, character)
+            return solve(*args, **kwargs)
+
+        return counted
+
+    NonlinearVariationalSolver.solve = counting(b"+", NonlinearVariationalSolver.solve)
+    Solved.solve = counting(b"-", Solved.solve)
+
+
 def main(problem, optimiser, schedule, result, pace="0"):
+    if MPI.COMM_WORLD.rank == 0:
+        count_solves(f"{result}.solves")
     tape = get_working_tape()
     continue_annotation()
     enable_disk_checkpointing()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "localckpt"
-FLOORS = ["compiled", "storage", "functions", "adjoint", "commands"]
+FLOORS = ["compiled", "storage", "trajectory", "functions", "adjoint", "commands"]
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")  # which imports on request
 
 
@@ -70,7 +70,11 @@ def test_private_names_stay_in_their_package(path):
 
 @pytest.mark.parametrize(
     "module, needed",
-    [("localckpt", set()), ("localckpt.storage.store", {"petsc4py", "mpi4py", "numpy", "xxhash", "psutil"})],
+    [
+        ("localckpt", set()),
+        ("localckpt.storage.store", {"petsc4py", "mpi4py", "numpy", "xxhash", "psutil"}),
+        ("localckpt.trajectory", {"petsc4py", "mpi4py", "numpy", "xxhash", "psutil"}),
+    ],
 )
 def test_storage_needs_few_packages(module, needed):
     code = f"""if True:

@@ -1,0 +1,120 @@
+"""PETSc's TSTrajectory on node-local disks: importing this module makes ``-ts_trajectory_type localckpt`` known.
+
+For programs with TSAdjoint, in C, Fortran or Python, without Firedrake. Each rank writes to a file of its own, in the
+directories that the PETSc options ``-localckpt_dir`` and ``-localckpt_dir_limit`` name, or in a node-local one.
+``-ts_trajectory_view`` says how much that was.
+"""
+
+from typing import Any
+
+from mpi4py import MPI
+from numpy.typing import NDArray
+from petsc4py import PETSc
+
+from localckpt._collective import raise_everywhere
+from localckpt._errors import LayoutError
+from localckpt._trajectory import register
+from localckpt.storage.nodes import node_comm
+from localckpt.storage.store import Store, Stored, Summary
+
+__all__ = ["Trajectory"]
+
+
+class Trajectory:
+    """What one TSTrajectory of the type "localckpt" has stored. PETSc makes and calls it, through _trajectory.
+
+    Every step of a forward solve is kept until it is stored again, or until a solve begins at step 0 anew: an adjoint
+    may go back over the same steps several times, or over a part of them (``TSAdjointSetSteps``).
+    """
+
+    def __init__(self) -> None:
+        self._comm: MPI.Intracomm = MPI.COMM_SELF
+        self._store: Store | None = None
+        self._steps: dict[int, tuple[tuple[float, float], list[Stored]]] = {}
+
+    def set_up(self, comm: MPI.Intracomm) -> None:
+        """Choose the directory, before the first step. Collective on `comm`.
+
+        Raises
+        ------
+        OSError, ValueError
+            On every rank of `comm`.
+        """
+        self._comm = comm
+        ranks = node_comm(comm).size
+        error = None
+        try:
+            self._store = Store.temporary(ranks=ranks)
+            self._store.detach()
+        except Exception as exc:
+            error = exc
+        raise_everywhere(comm, error)
+
+    def save(self, step: int, times: tuple[float, float], state: list[PETSc.Vec | PETSc.Mat]) -> None:
+        """Store a step: its time, that of the step before, the solution and the stages. Not collective.
+
+        Raises
+        ------
+        StorageError
+        """
+        store = self._require_store()
+        if step == 0:
+            self._steps.clear()
+        stored = []
+        for part in state:
+            array = part.array_r if isinstance(part, PETSc.Vec) else dense(part, readonly=True)
+            stored.append(store.put(f"{array.nbytes} bytes", array))
+        store.sync()
+        self._steps[step] = times, stored
+
+    def load(self, step: int, state: list[PETSc.Vec | PETSc.Mat]) -> tuple[float, float]:
+        """Fill the solution and the stages with those of a step, and return its times. Not collective.
+
+        Raises
+        ------
+        LookupError
+            If the step was not stored.
+        StorageError
+        """
+        store = self._require_store()
+        if step not in self._steps:
+            there = f"steps {min(self._steps)} to {max(self._steps)} were" if self._steps else "nothing was"
+            raise LookupError(f"step {step} of the trajectory was not stored; {there}")
+        times, stored = self._steps[step]
+        if len(state) > len(stored):
+            raise LayoutError(f"of step {step} {len(stored)} arrays were stored, {len(state)} are to be read")
+        for part, token in zip(state, stored):
+            array = part.array_w if isinstance(part, PETSc.Vec) else dense(part)
+            store.get(token, out=array)
+        return times
+
+    def summary(self) -> Summary:
+        """Return how much all ranks have stored and read. Collective on the trajectory's communicator."""
+        summary = Summary() if self._store is None else self._store.summary
+        return summary.over(self._comm)
+
+    def reset(self) -> None:
+        """Forget all steps, and the file that they are in. Not collective."""
+        self._steps.clear()
+        self._store = None
+
+    def _require_store(self) -> Store:
+        if self._store is None:
+            raise RuntimeError("TSTrajectorySetUp comes first")
+        return self._store
+
+
+def dense(matrix: PETSc.Mat, readonly: bool = False) -> NDArray[Any]:
+    """Return this rank's part of a dense matrix, without a copy. Not collective.
+
+    Raises
+    ------
+    TypeError
+        If it is not dense.
+    """
+    if not matrix.getType().endswith("dense"):
+        raise TypeError(f"sensitivities in a {matrix.getType()} matrix are not stored: use a dense one")
+    return matrix.getDenseArray(readonly=readonly).T  # stored by columns
+
+
+register(Trajectory)
