@@ -6,7 +6,6 @@ say what is stored: the solution and, after the first step, the stages and the t
 ``TSForwardSetUp`` also the sensitivities, which are dense Mats.
 """
 
-from mpi4py import MPI
 from petsc4py import PETSc
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
@@ -17,8 +16,7 @@ import localckpt._petsc  # no-cython-lint  (first: reports a PETSc other than th
 from petsc cimport (PETSC_VERSION_MAJOR, PETSC_VERSION_MINOR, PETSC_VERSION_SUBMINOR, PetscBool, PetscErrorCode,
                     PetscErrorType, PetscInt, PetscReal, PetscVec, PetscViewer)
 
-from localckpt._collective import raise_everywhere
-from localckpt._errors import LayoutError, StorageError
+from localckpt._errors import StorageError
 
 __all__ = ["register"]
 
@@ -114,8 +112,8 @@ cdef int check(PetscTSTrajectory tj, PetscTS ts) except -1:
     if tj.dirname != NULL:
         name = (<bytes> tj.dirname).decode(errors="replace")
         forget_dirname(tj)
-        raise ValueError(f"-ts_trajectory_dirname {name} is not for the trajectory type localckpt: name a directory with "
-                         "-localckpt_dir")
+        raise ValueError(f"-ts_trajectory_dirname {name} is not for the trajectory type localckpt: name a directory "
+                         "with -localckpt_dir")
     if tj.solution_only and ts != NULL and (ts.adjointsetupcalled or ts.vecs_sensi != NULL):
         raise ValueError("-ts_trajectory_solution_only leaves out the stages, which TSAdjoint needs")
     return 0
