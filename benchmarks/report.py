@@ -210,7 +210,7 @@ def values(found, *names):
 
 
 def pick(found, **wanted):
-    return next((b for b in found if all(b[name] == value for name, value in wanted.items())), None)
+    return next((b for b in found if all(b.get(name) == value for name, value in wanted.items())), None)
 
 
 def ranks(found, n):
