@@ -29,7 +29,7 @@ docs:
 # JSON files, tables and pictures in benchmarks/results; 'bench' ends within an hour, 'bench-full' takes hours.
 # A run begins nothing new after its seconds, which for a full one are ten times as many.
 BENCH = iteration:1:560 iteration:2:520 processes:1:660 mechanisms:1:240 mechanisms:2:220 save-restore:1:200 \
-    save-restore:2:130 tape:1:120 tape:2:120 timesteps:1:360 garbage:1:560 cgroup:1:260
+    save-restore:2:130 tape:1:120 tape:2:120 timesteps:1:360 garbage:1:560 cgroup:1:260 trajectory:1:60 trajectory:2:60
 BENCH_FULL = $(BENCH) iteration:4:120 save-restore:4:200 save-restore:8:120 tape:4:50 plan:1:90 plan:2:90 \
     precision:1:40 precision:2:40
 bench:

@@ -82,6 +82,7 @@ def main():
         ("plan", plans),
         ("precision", precisions),
         ("resume", resumed),
+        ("trajectory", trajectories),
     ):
         if found[workload]:
             lines += write(found[workload], folder)
@@ -167,6 +168,13 @@ def targets(found):
         if "ratio" in b and b["problem"] == "advection, 540k dofs":
             what = f"iteration, single ÷ exact, {b['problem']}, {b['ranks']} rank(s)"
             row(what, "≤ 1.03", b["ratio"], 1.03, ratio(b, 3))
+    for b in found["trajectory"]:
+        wanted = {"512 dofs": [("basic", 0.5)], "32768 dofs": [("basic", 0.2), ("memory", 1.1)]}.get(b["problem"], [])
+        for kind, limit in wanted if b["ranks"] == 2 else []:
+            what = f"TSTrajectory, set + get ÷ `{kind}`, {b['problem']}, {b['ranks']} rank(s)"
+            row(what, f"≤ {limit}", b["ratios"][kind], limit)
+        if b["problem"] == "Crank-Nicolson":
+            row(f"TSTrajectory, bytes ÷ `basic`, Crank-Nicolson, {b['ranks']} rank(s)", "≤ 0.55", b["ratio"], 0.55)
     ours = {b["steps"]: b["resident"] for b in found["timesteps"] if b["contestant"] == "localckpt"}
     if 50 in ours and 800 in ours:
         row("resident memory after 800 timesteps ÷ after 50", "≤ 1.05", ours[800] / ours[50], 1.05)
@@ -202,7 +210,7 @@ def values(found, *names):
 
 
 def pick(found, **wanted):
-    return next((b for b in found if all(b[name] == value for name, value in wanted.items())), None)
+    return next((b for b in found if all(b.get(name) == value for name, value in wanted.items())), None)
 
 
 def ranks(found, n):
@@ -478,7 +486,7 @@ def cgroups(found, folder):
         "",
         f"A sweep's {b['bytes'] / 1e6:.0f} MB of states, with a page cache of a "
         "quarter of that; divided by the larger of the same with memory checkpoints outside the cgroup and of "
-        "the disk's own time for the bytes.",
+        "the disk's own time for the bytes. A slow disk reads 10 MB/s here.",
         "",
     ]
 
@@ -486,7 +494,7 @@ def cgroups(found, folder):
         b = pick(found, contestant=kind, sweep=way)
         return b and f"{b['median']:.2f} s, {b['ratio']:.2f}; {b['read'] / 1e6:.0f} MB from the disk"
 
-    return lines + table(LABELS, ["forward", "reverse"], cell)
+    return lines + table(LABELS, dict.fromkeys(b["sweep"] for b in found), cell)
 
 
 def plans(found, folder):
@@ -542,6 +550,29 @@ def resumed(found, folder):
     lines += table(dict.fromkeys(b["problem"] for b in found if "share" in b), ranks, share)
     lines += ["A record, and its time divided by that of a plain write and fsync of the same bytes.", ""]
     return lines + table(dict.fromkeys(b["recorded"] for b in found if "recorded" in b), ranks, ratio)
+
+
+def trajectories(found, folder):
+    lines = [
+        "## TSAdjoint",
+        "",
+        "Seconds to store a step of TSSolve and to restore it for TSAdjointSolve (Runge-Kutta of order 4), with "
+        "localckpt's TSTrajectory type; and divided by the same with PETSc's `basic` and `memory`.",
+        "",
+    ]
+
+    def step(dofs, n):
+        b = pick(found, problem=dofs, ranks=n)
+        return b and f"{seconds(b['median'])}: {b['ratios']['basic']:.2f}, {b['ratios']['memory']:.2f}"
+
+    def nbytes(method, n):
+        b = pick(found, problem=method, ranks=n)
+        return b and f"{b['ratio']:.2f}"
+
+    ranks = values(found, "ranks")
+    lines += table(dict.fromkeys(b["problem"] for b in found if "ratios" in b), ranks, step, "ranks")
+    lines += ["Bytes on disk, divided by those of `basic`:", ""]
+    return lines + table(dict.fromkeys(b["problem"] for b in found if "ratio" in b), ranks, nbytes, "ranks")
 
 
 def precisions(found, folder):

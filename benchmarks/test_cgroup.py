@@ -3,7 +3,8 @@
 The cgroup leaves a quarter of a sweep's distinct bytes for the cache. A sweep should take no
 longer than the larger of the same sweep with memory checkpoints outside the cgroup, and its
 bytes at the disk's own speed past the cache: `limit` and `ratio` in extra_info. Checkpoints in single precision get the
-same cache, half of their sweep, and the same limits.
+same cache, half of their sweep, and the same limits. On this disk as it is, and on one that the cgroup makes so slow that
+the reverse sweep waits for it.
 """
 
 import json
@@ -22,6 +23,8 @@ import pytest
 V1 = "/sys/fs/cgroup/memory"
 ROOT = V1 if os.path.isdir(V1) else "/sys/fs/cgroup"
 GROUP = os.path.join(ROOT, f"localckpt-benchmark-{os.getpid()}")
+DISK_GROUP = GROUP.replace("/memory/", "/blkio/") if ROOT == V1 else GROUP
+SLOW = 10_000_000  # bytes a second that a slow disk reads
 LIMIT = "memory.limit_in_bytes" if ROOT == V1 else "memory.max"
 # Cells along each side and steps, in a full run and else. The cache that is left must be several times what the
 # kernel reads ahead of a page fault (`read_ahead_kb`, up to 8 MB), or all it does is to read that again.
@@ -74,19 +77,32 @@ def group():
     """A cgroup without a limit so far; yields what a command has to begin with to run in it."""
     if ROOT != V1:
         with open(os.path.join(ROOT, "cgroup.subtree_control"), "w") as file:
-            file.write("+memory")
-    os.mkdir(GROUP)
+            file.write("+memory +io")
+    groups = list(dict.fromkeys([GROUP, DISK_GROUP]))
+    for path in groups:
+        os.mkdir(path)
+    enter = "; ".join(f"echo $$ >{path}/cgroup.procs" for path in groups)
     try:
-        yield ["sh", "-c", f'echo $$ >{GROUP}/cgroup.procs && exec "$@"', "sh"]
+        yield ["sh", "-ec", f'{enter}; exec "$@"', "sh"]
     finally:
-        for _ in range(50):  # until what MPI has started there has gone, too
-            with suppress(OSError):
-                os.rmdir(GROUP)
-                break
-            time.sleep(0.1)
+        for path in groups:
+            for _ in range(50):  # until what MPI has started there has gone, too
+                with suppress(OSError):
+                    os.rmdir(path)
+                    break
+                time.sleep(0.1)
 
 
-def run(kind, cells, steps, folder, before=(), cache=None, iterations=7):
+def slow_down(folder):
+    """Let the group read no more than SLOW from the disk of that folder."""
+    device = os.stat(folder).st_dev
+    disk = f"{os.major(device)}:{os.minor(device)}"
+    name, limit = ("blkio.throttle.read_bps_device", SLOW) if ROOT == V1 else ("io.max", f"rbps={SLOW}")
+    with open(os.path.join(DISK_GROUP, name), "w") as file:
+        file.write(f"{disk} {limit}")
+
+
+def run(kind, cells, steps, folder, before=(), cache=None, iterations=7, slow=False):
     """What the child prints, and the peak of :func:`used`; `cache` bytes more are what it had in the end."""
     command = [*before, sys.executable, __file__, kind, str(cells), str(steps), str(iterations), folder]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
@@ -108,6 +124,8 @@ def run(kind, cells, steps, folder, before=(), cache=None, iterations=7):
                 os.sync()
                 with open(os.path.join(GROUP, LIMIT), "w") as file:
                     file.write(str(peak + cache))
+            if slow:
+                slow_down(folder)
             out, _ = child.communicate("go\n", timeout=600)
         finally:
             child.kill()
@@ -149,23 +167,30 @@ def limits(request):
     )
 
 
-@pytest.fixture(scope="module", params=["localckpt", "single", "checkpoint_comm"])
+@pytest.fixture(
+    scope="module",
+    params=[("localckpt", False), ("single", False), ("checkpoint_comm", False), ("localckpt", True), ("single", True)],
+    ids=["localckpt", "single", "checkpoint_comm", "localckpt-slow disk", "single-slow disk"],
+)
 def swept(request, limits):
     cells, steps, folder, nbytes, _ = limits
+    kind, slow = request.param
     with group() as before:
-        return (request.param, *run(request.param, cells, steps, folder, before, nbytes // 4))
+        return (kind, slow, *run(kind, cells, steps, folder, before, nbytes // 4, 3 if slow else 7, slow))
 
 
 @pytest.mark.parametrize("way", ["forward", "reverse"])
 def test_sweep(record, limits, swept, way):
-    kind, times, peak = swept
+    kind, slow, times, peak = swept
     *_, nbytes, limit = limits
     memory, disk = limit[way]
+    if slow and way == "reverse":
+        disk = 3 / 4 * nbytes / SLOW  # what the cache does not have
     seconds, read = zip(*times[way])
     record(
         seconds,
         contestant=kind,
-        sweep=way,
+        sweep=f"{way}, slow disk" if slow else way,
         bytes=nbytes,
         read=median(read),
         anonymous=peak,

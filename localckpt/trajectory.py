@@ -5,14 +5,16 @@ directories that the PETSc options ``-localckpt_dir`` and ``-localckpt_dir_limit
 ``-ts_trajectory_view`` says how much that was.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mpi4py import MPI
 from numpy.typing import NDArray
 from petsc4py import PETSc
 
-from localckpt._collective import raise_everywhere
-from localckpt._errors import LayoutError
+from localckpt._collective import interrupts_held, raise_everywhere
+from localckpt._errors import LayoutError, StorageError
 from localckpt._trajectory import register
 from localckpt.storage.nodes import node_comm
 from localckpt.storage.store import Store, Stored, Summary
@@ -41,14 +43,15 @@ class Trajectory:
             On every rank of `comm`.
         """
         self._comm = comm
-        ranks = node_comm(comm).size
         error = None
-        try:
-            self._store = Store.temporary(ranks=ranks)
-            self._store.detach()
-        except Exception as exc:
-            error = exc
-        raise_everywhere(comm, error)
+        with interrupts_held():
+            ranks = node_comm(comm).size
+            try:
+                self._store = Store.temporary(ranks=ranks)
+                self._store.detach()
+            except Exception as exc:
+                error = exc
+            raise_everywhere(comm, error)
 
     def save(self, step: int, times: tuple[float, float], state: list[PETSc.Vec | PETSc.Mat]) -> None:
         """Store a step: its time, that of the step before, the solution and the stages. Not collective.
@@ -58,13 +61,14 @@ class Trajectory:
         StorageError
         """
         store = self._require_store()
-        if step == 0:
+        if step == 0 and step in self._steps:
             self._steps.clear()
         stored = []
-        for part in state:
-            array = part.array_r if isinstance(part, PETSc.Vec) else dense(part, readonly=True)
-            stored.append(store.put(f"{array.nbytes} bytes", array))
-        store.sync()
+        with self._rank_in_errors():
+            for part in state:
+                array = part.array_r if isinstance(part, PETSc.Vec) else dense(part, readonly=True)
+                stored.append(store.put(f"{array.nbytes} bytes", array))
+            store.sync()
         self._steps[step] = times, stored
 
     def load(self, step: int, state: list[PETSc.Vec | PETSc.Mat]) -> tuple[float, float]:
@@ -83,9 +87,13 @@ class Trajectory:
         times, stored = self._steps[step]
         if len(state) > len(stored):
             raise LayoutError(f"of step {step} {len(stored)} arrays were stored, {len(state)} are to be read")
-        for part, token in zip(state, stored):
-            array = part.array_w if isinstance(part, PETSc.Vec) else dense(part)
-            store.get(token, out=array)
+        with self._rank_in_errors():
+            for part, token in zip(state, stored):
+                array = part.array_w if isinstance(part, PETSc.Vec) else dense(part)
+                if array.flags.c_contiguous:
+                    store.get(token, out=array)
+                else:  # a part of a larger matrix
+                    array[...] = store.get(token, array.shape, array.dtype)
         return times
 
     def summary(self) -> Summary:
@@ -97,6 +105,15 @@ class Trajectory:
         """Forget all steps, and the file that they are in. Not collective."""
         self._steps.clear()
         self._store = None
+
+    @contextmanager
+    def _rank_in_errors(self) -> Iterator[None]:
+        """Have errors name the rank among all that compute: the file is of this rank alone."""
+        try:
+            yield
+        except StorageError as exc:
+            exc.rank = self._comm.rank
+            raise
 
     def _require_store(self) -> Store:
         if self._store is None:

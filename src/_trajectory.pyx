@@ -6,19 +6,18 @@ say what is stored: the solution and, after the first step, the stages and the t
 ``TSForwardSetUp`` also the sensitivities, which are dense Mats.
 """
 
-from mpi4py import MPI
 from petsc4py import PETSc
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from mpi4py.libmpi cimport MPI_Comm
+from mpi4py.MPI cimport Intracomm
 
 import localckpt._petsc  # no-cython-lint  (first: reports a PETSc other than the one of the build)
 
 from petsc cimport (PETSC_VERSION_MAJOR, PETSC_VERSION_MINOR, PETSC_VERSION_SUBMINOR, PetscBool, PetscErrorCode,
-                    PetscErrorType, PetscInt, PetscReal, PetscVec, PetscViewer)
+                    PetscErrorType, PetscInt, PetscObject, PetscReal, PetscVec, PetscViewer)
 
-from localckpt._collective import raise_everywhere
-from localckpt._errors import LayoutError, StorageError
+from localckpt._errors import StorageError
 
 __all__ = ["register"]
 
@@ -28,6 +27,7 @@ cdef extern from "petsc/private/tsimpl.h" nogil:
     PetscErrorType PETSC_ERROR_INITIAL
     PetscErrorCode PetscError(MPI_Comm, int, const char*, const char*, PetscErrorCode, PetscErrorType, const char*, ...)
     PetscErrorCode PetscFree(void*)
+    PetscErrorCode PetscObjectGetComm(PetscObject, MPI_Comm*)
     PetscErrorCode PetscViewerASCIIPrintf(PetscViewer, const char*, ...)
 
     ctypedef struct _p_Mat
@@ -64,11 +64,10 @@ cdef extern from "petsc/private/tsimpl.h" nogil:
     PetscErrorCode TSTrajectoryRegister(const char*, PetscErrorCode (*)(PetscTSTrajectory, PetscTS) noexcept)
 
 cdef extern from "petsc4py/petsc4py.h":
+    bint Py_IsInitialized() nogil
     int import_petsc4py() except -1
     object PyPetscVec_New(PetscVec)
     object PyPetscMat_New(PetscMat)
-    object PyPetscTS_New(PetscTS)
-
 
 # PETSc's private structures may change from one patch release to the next.
 if PETSc.Sys.getVersion() != (PETSC_VERSION_MAJOR, PETSC_VERSION_MINOR, PETSC_VERSION_SUBMINOR):
@@ -104,26 +103,22 @@ cdef int call(PetscErrorCode code) except -1:
 
 cdef PetscErrorCode report(object exc, const char* function) noexcept:
     """Have PETSc print, or petsc4py raise, the exception in words; on this rank, whichever it is."""
-    cdef bytes words = (str(exc) if isinstance(exc, StorageError) else f"{type(exc).__name__}: {exc}").encode()
+    words = str(exc) if isinstance(exc, StorageError) else f"{type(exc).__name__}: {exc}"
+    cdef bytes text = words.encode(errors="backslashreplace")
     return PetscError(PETSC_COMM_SELF, 0, function, b"localckpt", PETSC_ERR_LIB, PETSC_ERROR_INITIAL, b"%s",
-                      <const char*> words)
+                      <const char*> text)
 
 
 cdef int check(PetscTSTrajectory tj, PetscTS ts) except -1:
     """Refuse what would give wrong numbers or remove files of others."""
     if tj.dirname != NULL:
         name = (<bytes> tj.dirname).decode(errors="replace")
-        forget_dirname(tj)
-        raise ValueError(f"-ts_trajectory_dirname {name} is not for the trajectory type localckpt: name a directory with "
-                         "-localckpt_dir")
+        PetscFree(tj.dirname)
+        raise ValueError(f"-ts_trajectory_dirname {name} is not for the trajectory type localckpt: name a directory "
+                         "with -localckpt_dir")
     if tj.solution_only and ts != NULL and (ts.adjointsetupcalled or ts.vecs_sensi != NULL):
         raise ValueError("-ts_trajectory_solution_only leaves out the stages, which TSAdjoint needs")
     return 0
-
-
-cdef void forget_dirname(PetscTSTrajectory tj) noexcept:
-    """PETSc removes this directory, with all that is in it, when it destroys the trajectory."""
-    PetscFree(tj.dirname)
 
 
 cdef list state_of(PetscTSTrajectory tj, PetscTS ts, PetscInt step, PetscVec solution):
@@ -149,10 +144,7 @@ cdef list state_of(PetscTSTrajectory tj, PetscTS ts, PetscInt step, PetscVec sol
     return state
 
 
-# -----------------------------------------------------------------------------
-# The callbacks. Each is called on all ranks, and reports its own exceptions.
-# -----------------------------------------------------------------------------
-
+# The callbacks, which report their exceptions.
 cdef PetscErrorCode create(PetscTSTrajectory tj, PetscTS ts) noexcept with gil:
     try:
         trajectory = make_trajectory()
@@ -170,9 +162,12 @@ cdef PetscErrorCode create(PetscTSTrajectory tj, PetscTS ts) noexcept with gil:
 
 
 cdef PetscErrorCode set_up(PetscTSTrajectory tj, PetscTS ts) noexcept with gil:
+    cdef Intracomm comm
     try:
+        comm = Intracomm()
         check(tj, ts)
-        (<object> tj.data).set_up(PyPetscTS_New(ts).getComm().tompi4py())
+        PetscObjectGetComm(<PetscObject> tj, &comm.ob_mpi)
+        (<object> tj.data).set_up(comm)
     except BaseException as exc:
         return report(exc, b"TSTrajectorySetUp")
     return <PetscErrorCode> 0
@@ -210,24 +205,26 @@ cdef PetscErrorCode get_step(PetscTSTrajectory tj, PetscTS ts, PetscInt step, Pe
 cdef PetscErrorCode view(PetscTSTrajectory tj, PetscViewer viewer) noexcept with gil:
     cdef bytes line
     try:
-        for line in str((<object> tj.data).summary()).encode().splitlines():
+        for line in str((<object> tj.data).summary()).encode(errors="backslashreplace").splitlines():
             call(PetscViewerASCIIPrintf(viewer, b"%s\n", <const char*> line))
     except BaseException as exc:
         return report(exc, b"TSTrajectoryView")
     return <PetscErrorCode> 0
 
 
-cdef PetscErrorCode reset(PetscTSTrajectory tj) noexcept with gil:
-    try:
-        (<object> tj.data).reset()
-    except BaseException as exc:
-        return report(exc, b"TSTrajectoryReset")
+# PetscFinalize destroys what petsc4py has left over on several ranks when Python has ended.
+
+cdef PetscErrorCode reset(PetscTSTrajectory tj) noexcept nogil:
+    if Py_IsInitialized():
+        with gil:
+            (<object> tj.data).reset()
     return <PetscErrorCode> 0
 
 
-cdef PetscErrorCode destroy(PetscTSTrajectory tj) noexcept with gil:
-    cdef object trajectory = <object> tj.data
-    Py_DECREF(trajectory)
+cdef PetscErrorCode destroy(PetscTSTrajectory tj) noexcept nogil:
+    if Py_IsInitialized():
+        with gil:
+            Py_DECREF(<object> tj.data)
     tj.data = NULL
-    forget_dirname(tj)
+    PetscFree(tj.dirname)  # PETSc would remove the directory, with all that is in it
     return <PetscErrorCode> 0

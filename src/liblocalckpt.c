@@ -9,6 +9,7 @@ static PetscErrorCode create(TSTrajectory tj, TS ts)
   PetscErrorCode (*registered)(TSTrajectory, TS) = NULL;
 
   PetscFunctionBegin;
+  PetscCall(TSTrajectorySetKeepFiles(tj, PETSC_TRUE)); /* of the user, whatever fails here */
   PetscCall(PetscPythonInitialize(NULL, NULL));
   PetscCall(PetscDLLibrarySym(PETSC_COMM_SELF, &PetscDLLibrariesLoaded, NULL, "PyImport_ImportModule", (void **)&import));
   if (!import || !import("localckpt.trajectory")) {
@@ -16,6 +17,7 @@ static PetscErrorCode create(TSTrajectory tj, TS ts)
     SETERRQ(PETSC_COMM_SELF, PETSC_ERR_LIB, "The Python that -python names cannot import localckpt.trajectory");
   }
   PetscCall(PetscFunctionListFind(TSTrajectoryList, "localckpt", &registered));
+  PetscCheck(registered && registered != create, PETSC_COMM_SELF, PETSC_ERR_ORDER, "Python has outlived PETSc");
   PetscCall(registered(tj, ts));
   PetscFunctionReturn(0);
 }

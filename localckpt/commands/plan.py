@@ -14,6 +14,8 @@ from localckpt.commands.units import duration, positive, size, walltime, whole
 if TYPE_CHECKING:
     from localckpt.commands.schedules import Candidate, Room
 
+SWEEPS = 0.02  # part of the time that --resume-sweeps takes at most: adjoint/sweeps.py, which needs Firedrake
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
@@ -190,6 +192,14 @@ class Estimate:
     waiting: float
 
 
+@dataclass(frozen=True)
+class Resume:
+    """What ``run --resume-sweeps`` adds to an iteration, at most: seconds, and bytes of each node on a shared filesystem."""
+
+    seconds: float
+    nbytes: float
+
+
 def main(options: argparse.Namespace) -> int:
     """Print, on rank 0, what fits. Collective on COMM_WORLD, and without MPI if the disk was measured before."""
     step = step_of(options)
@@ -337,6 +347,7 @@ def report(options: argparse.Namespace, step: Step, disk: Disk) -> int:
                     "walltime": options.walltime,
                     "schedules": [asdict(estimate) for _, estimate in planned],
                     "best": best,
+                    "resume": chosen and asdict(planner.resume(chosen[1])),
                     "notes": notes,
                 },
                 indent=4,
@@ -446,6 +457,11 @@ class Planner:
         )
 
 
+    def resume(self, estimate: Estimate) -> Resume:
+        """What ``run --resume-sweeps`` adds to an iteration, at most."""
+        return Resume(SWEEPS * estimate.seconds, estimate.steps * self.step.adjoint)
+
+
 def order(one: "tuple[Candidate, Estimate]") -> tuple[bool, float, float, float]:
     """Those that fit first, then by time; of equal ones, those that need less disk and memory."""
     estimate = one[1]
@@ -494,6 +510,8 @@ def print_text(
     print()
     if chosen is None:
         print("nothing fits: use more nodes, or fewer timesteps")
+        if any(one.problem == "time" for _, one in planned):
+            print("an iteration that takes longer than a job goes on in the next one with 'run --resume-sweeps'")
         return
     candidate, best = chosen
     wanted = [
@@ -506,6 +524,11 @@ def print_text(
     if words:
         print(f"ask for, on each node: {'; '.join(words)}")
     print(f"ask for {clock(best.seconds)} for each iteration")
+    resume = planner.resume(best)
+    print(
+        f"'run --resume-sweeps' adds at most {clock(resume.seconds)}, and {human(resume.nbytes)} of each node on a shared "
+        "filesystem"
+    )
     print(candidate.imports)
     print(f"tape.enable_checkpointing({candidate})")
 

@@ -1,18 +1,27 @@
 """Arrays that are stored in single precision: rounded on their way to the disk, widened on their way back.
 
-Both go in pieces through a small buffer, so that no copy of a whole array has to be in memory.
+Both go in pieces through a small buffer. On the way to the disk no copy of a whole array has to be in memory.
 """
 
+import errno
+import os
+from collections import deque
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_128
 
-__all__ = ["Rounded", "can_be_rounded", "landing", "widen"]
+from localckpt._descriptor import Descriptor
+from localckpt._rows import Pool, Row
+
+__all__ = ["Rounded", "WideCopies", "can_be_rounded", "landing", "widen"]
 
 SINGLE = {np.dtype(np.float64): np.dtype(np.float32), np.dtype(np.complex128): np.dtype(np.complex64)}
+PAGE = 4096  # bytes; a multiple of it is one of the size of an array's numbers, too
+KEPT = 3  # copies that stay in memory: a timestep of the tape restores so many arrays in turns
 PIECE = 1 << 16  # numbers, of 256 KiB in single precision: the buffer stays in a core's cache
 
 
@@ -115,3 +124,57 @@ def widen(array: NDArray[Any]) -> None:
         piece = buffer[: min(PIECE, wide.size - start)]
         piece[:] = narrow[start : start + PIECE]  # a copy, because what is written now may lie over it
         wide[start : start + PIECE] = piece
+
+
+class WideCopies:
+    """Widened arrays of one size in memory, of which private mappings are made. Not collective.
+
+    The tape restores an array several times in a timestep, and to widen it takes much longer than to map it
+    (benchmarks/test_precision.py).
+
+    Parameters
+    ----------
+    nbytes : int
+        Of a widened array.
+
+    Raises
+    ------
+    OSError
+        If this system has no files in memory.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        if not hasattr(os, "memfd_create"):
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        number = os.memfd_create("localckpt")
+        try:
+            self._file = Descriptor(f"/proc/self/fd/{number}", os.O_RDWR)
+        finally:
+            os.close(number)
+        self._pool = Pool(self._file, True, "in memory")
+        self._offsets = count(0, -(-nbytes // PAGE) * PAGE)
+        self._recent: deque[Row] = deque(maxlen=KEPT)
+        self._process = os.getpid()
+
+    def copy(self, narrow: NDArray[Any]) -> Row:
+        """Widen an array into memory, for :meth:`localckpt._rows.Row.map`. The last few stay there if nobody holds them.
+
+        Raises
+        ------
+        OSError
+            If there is no memory, or in a forked child, whose parent has the same files.
+        """
+        if os.getpid() != self._process:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        row = self._pool.claim()
+        while row is None:
+            self._pool.add(next(self._offsets), PAGE, 1)
+            row = self._pool.claim()
+        reals, offset = narrow.reshape(-1).view(np.float32), row.offset
+        for start in range(0, reals.size, PIECE):
+            piece = reals[start : start + PIECE].astype(np.float64)
+            if os.pwrite(self._file.fileno(), piece, offset) < piece.nbytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            offset += piece.nbytes
+        self._recent.append(row)
+        return row

@@ -484,10 +484,19 @@ class Store:
         """Make the file now and remove its directory, so that nothing stays however the process ends. Not collective.
 
         For a new store of one rank that is never retired.
+
+        Raises
+        ------
+        OSError
+            If no tier takes a file.
         """
-        with self._lock, suppress(OSError):  # the first put goes on to the next tier
-            self._open(self._files[0])
-        run_directories.remove(os.path.dirname(self.path))
+        with self._lock:
+            try:
+                self._open(self._files[0])
+            except OSError as exc:
+                self._files = [self._open_next_tier(exc)]
+            finally:
+                run_directories.remove(os.path.dirname(self.path))
 
     @property
     def current_file(self) -> StoreFile:

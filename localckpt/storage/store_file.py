@@ -12,6 +12,7 @@ from localckpt._collective import raise_everywhere
 from localckpt._vecfile import VecFile
 from localckpt.storage.directories import Directory
 from localckpt.storage.engines import ENGINES, Engine, EngineName
+from localckpt.storage.single import WideCopies
 from localckpt.storage.stored import Stored
 
 __all__ = ["StoreFile"]
@@ -61,6 +62,7 @@ class StoreFile:
         self.latest: Callable[[], Stored | None] = lambda: None
         self.unsynced = False
         self.garbage_collected = False
+        self.wide_copies: dict[int, WideCopies] = {}  # by their bytes
         self._make_engine = ENGINES[engine]
         self._times_opened = 0
         self._errors_are_late = False  # whether only fsync shows that bytes did not get to the disk
@@ -137,6 +139,7 @@ class StoreFile:
             If the file cannot be closed.
         """
         engine, self.engine = self.engine, None
+        self.wide_copies.clear()
         if engine is not None:
             engine.retire()
 

@@ -1,5 +1,6 @@
 """One stored array: how it is read back, verified, and read ahead of time."""
 
+import weakref
 from collections.abc import Callable
 from math import inf, prod
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -55,6 +56,8 @@ class Stored:
         When the array was last read back and verified, as :func:`time.monotonic` says.
     previous : callable
         A weak reference to the array that was stored before this one.
+    wide : callable
+        A weak reference to a copy in memory of a rounded array, widened.
     """
 
     __slots__ = (
@@ -67,6 +70,7 @@ class Stored:
         "verified_at",
         "previous",
         "rounded",
+        "wide",
         "__weakref__",
     )
 
@@ -90,6 +94,7 @@ class Stored:
         self.verified_at = -inf
         self.previous = previous
         self.rounded = rounded
+        self.wide: Callable[[], Row | None] = lambda: None
 
     def load(
         self, shape: tuple[int, ...] | None, dtype: np.dtype | None, out: NDArray[Any] | None, now: float
@@ -120,22 +125,41 @@ class Stored:
         if verify and row.on_disk(self.nbytes):
             prefetch(self)
         mapping = None
-        if out is None and self.nbytes >= MAP_FROM and not self.rounded:
-            mapping = self._map(row, shape, dtype)
+        if out is None and self.exact_nbytes >= MAP_FROM:
+            if self.rounded:
+                array = self._map_wide(row, shape, dtype, verify, now)
+                if array is not None:
+                    return array, False, verify
+            else:
+                mapping = self._map(row, shape, dtype)
         if mapping is None:
             array = self.destination(shape, dtype, out)
             row.read(self.landing(array))
         else:
             array = mapping
         if verify:
-            valid_part: Any = self.landing(array).reshape(-1).view(np.uint8)[: self.valid_nbytes]
-            if xxh3_128_digest(valid_part) != self.digest:
-                raise ChecksumError(
-                    "the bytes read differ from those stored", self.file.path, self.key, self.file.comm.rank
-                )
-            self.verified_at = now
+            self.verify(self.landing(array), now)
         self.widen(array)
         return array, mapping is not None, verify
+
+    @property
+    def exact_nbytes(self) -> int:
+        """int: bytes of the array that is stored, rounded or not."""
+        return 2 * self.nbytes if self.rounded else self.nbytes
+
+    def verify(self, array: NDArray[Any], now: float) -> None:
+        """Compare the bytes of an array that was read with the hash of those that were stored. Not collective.
+
+        Raises
+        ------
+        ChecksumError
+        """
+        valid_part: Any = array.reshape(-1).view(np.uint8)[: self.valid_nbytes]
+        if xxh3_128_digest(valid_part) != self.digest:
+            raise ChecksumError(
+                "the bytes read differ from those stored", self.file.path, self.key, self.file.comm.rank
+            )
+        self.verified_at = now
 
     def destination(
         self, shape: tuple[int, ...] | None, dtype: np.dtype | None, out: NDArray[Any] | None
@@ -148,9 +172,8 @@ class Stored:
             If it has not the size of the stored array, or, where that was rounded, other numbers.
         """
         array = np.empty(shape or (), dtype) if out is None else out
-        nbytes = 2 * self.nbytes if self.rounded else self.nbytes
-        if array.nbytes != nbytes:
-            reason = f"{nbytes} bytes are stored, the array to read them into has {array.nbytes}"
+        if array.nbytes != self.exact_nbytes:
+            reason = f"{self.exact_nbytes} bytes are stored, the array to read them into has {array.nbytes}"
         elif self.rounded and not single.can_be_rounded(array.dtype):
             reason = f"numbers that were rounded to single precision are not read into an array of {array.dtype}"
         else:
@@ -175,6 +198,31 @@ class Stored:
         try:
             return row.map(shape, dtype)
         except TransferError:  # the system gives each process a limited number of mappings
+            return None
+
+    def _map_wide(
+        self, row: Row, shape: tuple[int, ...] | None, dtype: np.dtype | None, verify: bool, now: float
+    ) -> NDArray[Any] | None:
+        """Return a mapping of a widened copy in memory, or None if the array has to be read and widened."""
+        if shape is None or dtype not in single.SINGLE or self.exact_nbytes != prod(shape) * dtype.itemsize:
+            return None  # for destination() to refuse
+        if row.offset % single.SINGLE[dtype].itemsize:
+            return None
+        try:
+            copy = self.wide()
+            if copy is None:
+                narrow = row.map(shape, single.SINGLE[dtype])
+                if verify:
+                    self.verify(narrow, now)
+                copies = self.file.wide_copies
+                if self.exact_nbytes not in copies:
+                    copies[self.exact_nbytes] = single.WideCopies(self.exact_nbytes)
+                copy = copies[self.exact_nbytes].copy(narrow)
+                self.wide = weakref.ref(copy)
+            return copy.map(shape, dtype)
+        except ChecksumError:
+            raise
+        except OSError:  # no files in memory, or no memory
             return None
 
     __reduce_ex__ = refuse_to_copy  # type: ignore[assignment]

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from localckpt.adjoint.sweeps import SHARE
 from localckpt.commands import bench
 from localckpt.commands.plan import Disk, Planner, Step, disk_of
 from localckpt.commands.schedules import Candidate, Room, candidates, count, fewer
@@ -183,10 +184,17 @@ def test_the_text_says_what_to_ask_for_and_what_to_write(run, disk):
     )
     assert any("tried with at most 2 checkpoints" in line for line in lines)  # of those that take long to prepare
     assert any(re.match("yes +MultistageCheckpointSchedule", line) for line in lines)
-    assert lines[-4].startswith("ask for, on each node: ") and " of local disk" in lines[-4]
-    assert lines[-3].startswith("ask for ") and lines[-3].endswith(" for each iteration")
+    assert lines[-5].startswith("ask for, on each node: ") and " of local disk" in lines[-5]
+    assert lines[-4].startswith("ask for ") and lines[-4].endswith(" for each iteration")
+    assert lines[-3].startswith("'run --resume-sweeps' adds at most ")
     assert lines[-2].startswith("from checkpoint_schedules import ")
     assert lines[-1].startswith("tape.enable_checkpointing(") and lines[-1].endswith(")")
+
+
+def test_it_says_what_resume_adds(plan):
+    _, report = plan("--steps", 60, *HAND, "--memory", "1G", "--room", "2G")
+    seconds = report["schedules"][0]["seconds"]
+    assert report["resume"] == {"seconds": pytest.approx(SHARE * seconds), "nbytes": 60 * 100e6}
 
 
 def test_without_steps_it_says_how_many_fit(plan):

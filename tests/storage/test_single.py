@@ -11,7 +11,9 @@ from petsc4py import PETSc
 from localckpt import ChecksumError, LayoutError, LostCheckpointError, VecFile
 from localckpt.storage import store as store_module
 from localckpt.storage.directories import Tier
+from localckpt.storage.single import KEPT
 from localckpt.storage.store import Store
+from localckpt.storage.stored import MAP_FROM
 
 WORLD = MPI.COMM_WORLD
 SINGLE = {np.dtype(float): np.float32, np.dtype(complex): np.complex64}
@@ -209,6 +211,27 @@ def test_a_save_and_a_restore_hold_no_second_copy(own):
     finally:
         tracemalloc.stop()
     assert saving < array.nbytes / 10 and restoring < 1.1 * restored.nbytes
+
+
+@pytest.mark.parallel(1)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_array_that_is_restored_again_is_nobody_elses(own, dtype):
+    array = values(MAP_FROM // 8, 1, dtype)
+    stored = own.put("a", array, single=True)
+    first = read(own, stored, array)
+    assert stored.wide() is not None  # the second one is a mapping of this
+    first[:] = 0
+    np.testing.assert_array_equal(read(own, stored, array), nearest(array))
+    assert not first.any()
+
+
+@pytest.mark.parallel(1)
+def test_few_widened_copies_stay_in_memory(own):
+    arrays = [values(MAP_FROM // 8, seed) for seed in range(KEPT + 1)]
+    stored = [own.put("a", array, single=True) for array in arrays]
+    for one, array in zip(stored, arrays):
+        np.testing.assert_array_equal(read(own, one, array), nearest(array))
+    assert [one.wide() is None for one in stored] == [True] + KEPT * [False]
 
 
 @pytest.mark.parallel([1, 2])

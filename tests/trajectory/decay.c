@@ -5,6 +5,8 @@
      -n N        unknowns on each rank             [20]
      -solves N   forward solves and adjoints       [1]
      -halfway    go back half the steps first, and then the others
+     -tangents N also compute the sensitivities to so many initial directions, and print their norm before and after
+                 the adjoint                                         [0]
      -no_solve   only make and destroy the TS                        */
 #include <petscdmda.h>
 #include <petscts.h>
@@ -56,21 +58,37 @@ static PetscErrorCode jacobian(TS ts, PetscReal t, Vec U, Mat J, Mat P, void *ct
   PetscFunctionReturn(0);
 }
 
+static PetscErrorCode directions(Mat S)
+{
+  PetscInt first, last, row, column, columns;
+
+  PetscFunctionBeginUser;
+  PetscCall(MatGetOwnershipRange(S, &first, &last));
+  PetscCall(MatGetSize(S, NULL, &columns));
+  for (row = first; row < last; row++) {
+    for (column = 0; column < columns; column++) PetscCall(MatSetValue(S, row, column, 1.0 / (1 + row + column), INSERT_VALUES));
+  }
+  PetscCall(MatAssemblyBegin(S, MAT_FINAL_ASSEMBLY));
+  PetscCall(MatAssemblyEnd(S, MAT_FINAL_ASSEMBLY));
+  PetscFunctionReturn(0);
+}
+
 int main(int argc, char **argv)
 {
-  PetscInt    n = 20, solves = 1, solve, steps, size;
+  PetscInt    n = 20, solves = 1, tangents = 0, solve, steps, size;
   PetscBool   halfway = PETSC_FALSE, no_solve = PETSC_FALSE;
   PetscMPIInt ranks;
   PetscReal   norm, sum;
   DM          grid;
   Vec         u, gradient;
-  Mat         J;
+  Mat         J, S = NULL;
   TS          ts;
 
   PetscCall(PetscInitialize(&argc, &argv, NULL, NULL));
   PetscCallMPI(MPI_Comm_size(PETSC_COMM_WORLD, &ranks));
   PetscCall(PetscOptionsGetInt(NULL, NULL, "-n", &n, NULL));
   PetscCall(PetscOptionsGetInt(NULL, NULL, "-solves", &solves, NULL));
+  PetscCall(PetscOptionsGetInt(NULL, NULL, "-tangents", &tangents, NULL));
   PetscCall(PetscOptionsGetBool(NULL, NULL, "-halfway", &halfway, NULL));
   PetscCall(PetscOptionsGetBool(NULL, NULL, "-no_solve", &no_solve, NULL));
   size = n * ranks;
@@ -88,6 +106,11 @@ int main(int argc, char **argv)
   PetscCall(TSSetExactFinalTime(ts, TS_EXACTFINALTIME_MATCHSTEP));
   PetscCall(TSSetSaveTrajectory(ts));
   PetscCall(TSSetCostGradients(ts, 1, &gradient, NULL));
+  if (tangents) {
+    PetscCall(MatCreateDense(PETSC_COMM_WORLD, n, PETSC_DECIDE, size, tangents, NULL, &S));
+    PetscCall(MatSetUp(S));
+    PetscCall(TSForwardSetSensitivities(ts, tangents, S));
+  }
   PetscCall(TSSetFromOptions(ts));
   for (solve = 0; solve < solves && !no_solve; solve++) {
     PetscCall(VecSet(u, 1.0 + 0.25 * solve));
@@ -95,16 +118,25 @@ int main(int argc, char **argv)
     PetscCall(TSSetStepNumber(ts, 0));
     PetscCall(TSSetTimeStep(ts, 0.05));
     PetscCall(TSSetMaxTime(ts, 1.0));
+    if (S) PetscCall(directions(S));
     PetscCall(TSSolve(ts, u));
     PetscCall(TSGetStepNumber(ts, &steps));
     PetscCall(VecNorm(u, NORM_2, &norm));
     PetscCall(VecCopy(u, gradient));
+    if (S) {
+      PetscCall(MatNorm(S, NORM_FROBENIUS, &sum));
+      PetscCall(PetscPrintf(PETSC_COMM_WORLD, "sensitivities %.16g\n", (double)sum));
+    }
     if (halfway) {
       PetscCall(TSAdjointSetSteps(ts, steps / 2));
       PetscCall(TSAdjointSolve(ts));
       PetscCall(TSAdjointSetSteps(ts, steps - steps / 2));
     }
     PetscCall(TSAdjointSolve(ts));
+    if (S) {
+      PetscCall(MatNorm(S, NORM_FROBENIUS, &sum));
+      PetscCall(PetscPrintf(PETSC_COMM_WORLD, "at the beginning %.16g\n", (double)sum));
+    }
     PetscCall(VecNorm(gradient, NORM_1, &sum));
     PetscCall(PetscPrintf(PETSC_COMM_WORLD, "%d steps: |u| = %.16g, gradient %.16g\n", (int)steps, (double)norm, (double)sum));
   }
@@ -112,6 +144,7 @@ int main(int argc, char **argv)
   PetscCall(VecDestroy(&gradient));
   PetscCall(VecDestroy(&u));
   PetscCall(MatDestroy(&J));
+  PetscCall(MatDestroy(&S));
   PetscCall(DMDestroy(&grid));
   PetscCall(PetscFinalize());
   return 0;

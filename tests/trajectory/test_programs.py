@@ -1,6 +1,7 @@
 """Unmodified programs with TSAdjoint, with the options that ``localckpt trajectory`` prints."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -21,15 +22,22 @@ METHODS = {
 
 @pytest.fixture
 def run(tmp_path, request):
-    """run(program, options, ranks=1, kind="localckpt"): the CompletedProcess; directories of checkpoints go to tmp_path."""
+    """run(program, options, ranks=1, kind="localckpt", others=0): the CompletedProcess.
+
+    Checkpoints go to tmp_path. Ranks beyond the first ones, so many others, get no limit.
+    """
     printed = subprocess.run(
         [sys.executable, "-m", "localckpt", "trajectory"], capture_output=True, text=True, check=True, timeout=60
     ).stdout
 
-    def run(program, options="", ranks=1, kind="localckpt"):
+    def run(program, options="", ranks=1, kind="localckpt", others=0):
         kind = shlex.split(printed) if kind == "localckpt" else ["-ts_trajectory_type", kind]
+        command = [request.getfixturevalue(program), *kind, *shlex.split(options)]
+        command = ["-n", str(ranks), *command] + (
+            [":", "-n", str(others), *command, "-localckpt_dir_limit", "1e9"] if others else []
+        )
         return subprocess.run(
-            ["mpiexec", "-n", str(ranks), request.getfixturevalue(program), *kind, *shlex.split(options)],
+            ["mpiexec", *command],
             capture_output=True,
             text=True,
             cwd=tmp_path,
@@ -61,10 +69,18 @@ def test_gradients_of_several_solves_are_those_of_basic(options, run):
 
 
 @pytest.mark.parallel(1)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sensitivities_are_those_of_basic(ranks, run):
+    options = f"-tangents 3 {METHODS['runge-kutta']}"
+    found = run("decay", options, ranks)
+    assert "at the beginning" in found.stdout and found.stdout == run("decay", options, ranks, kind="basic").stdout
+
+
+@pytest.mark.parallel(1)
 def test_view_says_what_was_stored(run):
     found = run("decay", f"-ts_trajectory_view {METHODS['crank-nicolson']}", 2)
     assert "disk checkpoint writes = 21" in found.stdout and "checkpoints of all 2 ranks" in found.stdout
-    assert "repeats              40" in found.stdout  # each of 20 steps begins with the solution before it
+    assert re.search("repeats +40 ", found.stdout)  # each of 20 steps begins with the solution before it
 
 
 @pytest.mark.parallel(1)
@@ -74,6 +90,13 @@ def test_full_last_disk_ends_with_file_and_cause(ranks, run, tmp_path):
     assert found.returncode != 0 and "gradient" not in found.stdout
     assert f"file '{tmp_path}/localckpt_" in found.stderr and "bytes left of the limit" in found.stderr
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parallel(1)
+def test_full_last_disk_of_one_rank_ends_all(run):
+    found = run("decay", f"-n 1000 -localckpt_dir_limit 100e3 {METHODS['runge-kutta']}", 1, others=2)
+    assert found.returncode != 0 and "gradient" not in found.stdout
+    assert found.stderr.count("bytes left of the limit") == 1
 
 
 @pytest.mark.parallel(1)

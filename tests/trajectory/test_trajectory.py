@@ -1,6 +1,7 @@
 """The type in petsc4py, on the ranks of the test."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,6 +86,45 @@ def test_gradient_is_that_of_memory(options):
 def test_each_solve_of_a_ts_has_its_own_gradient(options):
     expected = [gradients("memory", options, [value])[0] for value in (1.0, 2.0)]
     assert np.array_equal(gradients("localckpt", options, (1.0, 2.0)), expected)
+
+
+@pytest.mark.parallel([1, 2])
+def test_gradient_is_that_of_basic_with_events(options, shared_tmp, monkeypatch):
+    monkeypatch.chdir(shared_tmp)  # where basic writes
+
+    def gradient(kind):
+        options(ts_trajectory_type=kind, ts_adapt_type="none")
+        problem, steps = Decay(), []
+        problem.ts.setEventHandler(
+            [0],
+            [False],
+            lambda ts, t, u, values: values.__setitem__(0, u.sum() / u.size - 0.8),
+            lambda ts, events, t, u, forward: steps.append(t),
+        )
+        problem.solve()
+        return [*problem.adjoint(), *steps]
+
+    found = gradient("localckpt")
+    assert len(found) > 10 and found == gradient("basic")
+
+
+@pytest.mark.parallel(1)
+@pytest.mark.parametrize("end", ["", "problem.ts.destroy()"], ids=["left to Python", "destroyed"])
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_ts_that_lives_until_the_end_does_no_harm(ranks, end, run_script):
+    ran = run_script(
+        f"""
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+PETSc.Options().insertString("-ts_trajectory_type localckpt")
+from test_trajectory import Decay
+problem = Decay()
+problem.solve()
+assert problem.adjoint().any()
+{end}
+""",
+        ranks=ranks,
+    )
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.parallel(1)
