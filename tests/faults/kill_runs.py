@@ -259,6 +259,10 @@ def main(where, seconds="3600", pattern="*"):
         f"{sum(line.get('same bits', False) for line in one)} of {len(one)} with the same bits; largest relative "
         f"distance on several {max((line.get('distance', 1.0) for line in done), default=0.0):.1e}"
     )
+    for level in LEVELS:
+        runs = [line for line in done if line["case"].split("-")[3] == level]
+        solves, whole, kills = (sum(line[name] for line in runs) for name in ("solves", "solves of whole", "kills"))
+        print(f"{level}: {len(runs)} runs, {kills} kills; {solves} solves, {whole} if not interrupted")
     return not all(line["right"] for line in done)
 
 
