@@ -169,8 +169,8 @@ def limits(request):
 
 @pytest.fixture(
     scope="module",
-    params=[("localckpt", False), ("single", False), ("checkpoint_comm", False), ("localckpt", True), ("single", True)],
-    ids=["localckpt", "single", "checkpoint_comm", "localckpt-slow disk", "single-slow disk"],
+    params=[("localckpt", False), ("single", False), ("localckpt", True), ("single", True), ("checkpoint_comm", False)],
+    ids=["localckpt", "single", "localckpt-slow disk", "single-slow disk", "checkpoint_comm"],
 )
 def swept(request, limits):
     cells, steps, folder, nbytes, _ = limits
