@@ -3,8 +3,8 @@
 The cgroup leaves a quarter of a sweep's distinct bytes for the cache. A sweep should take no
 longer than the larger of the same sweep with memory checkpoints outside the cgroup, and its
 bytes at the disk's own speed past the cache: `limit` and `ratio` in extra_info. Checkpoints in single precision get the
-same cache, half of their sweep, and the same limits. On this disk as it is, and on one that the cgroup makes so slow that
-the reverse sweep waits for it.
+same cache, half of their sweep, and the same limits. On this disk as it is, and on one that the cgroup makes so slow
+that the reverse sweep waits for it.
 """
 
 import json

@@ -1,7 +1,7 @@
 """What a step of TSSolve and TSAdjoint takes to store and restore, with localckpt's TSTrajectory type and PETSc's own.
 
-Seconds are those of PETSc's events TSTrajectorySet and TSTrajectoryGet, per step, on the slowest rank; contestants take turns in one
-process. Bytes are those on disk after a forward solve.
+Seconds are those of PETSc's events TSTrajectorySet and TSTrajectoryGet, per step, on the slowest rank; contestants take
+turns in one process. Bytes are those on disk after a forward solve.
 """
 
 import gc

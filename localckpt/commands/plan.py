@@ -194,7 +194,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Resume:
-    """What ``run --resume-sweeps`` adds to an iteration, at most: seconds, and bytes of each node on a shared filesystem."""
+    """What ``run --resume-sweeps`` adds to an iteration, at most.
+
+    Attributes
+    ----------
+    seconds : float
+    nbytes : float
+        Of each node, on a shared filesystem.
+    """
 
     seconds: float
     nbytes: float
@@ -456,7 +463,6 @@ class Planner:
             waiting,
         )
 
-
     def resume(self, estimate: Estimate) -> Resume:
         """What ``run --resume-sweeps`` adds to an iteration, at most."""
         return Resume(SWEEPS * estimate.seconds, estimate.steps * self.step.adjoint)
@@ -526,8 +532,8 @@ def print_text(
     print(f"ask for {clock(best.seconds)} for each iteration")
     resume = planner.resume(best)
     print(
-        f"'run --resume-sweeps' adds at most {clock(resume.seconds)}, and {human(resume.nbytes)} of each node on a shared "
-        "filesystem"
+        f"'run --resume-sweeps' adds at most {clock(resume.seconds)}, and {human(resume.nbytes)} of each node on a "
+        "shared filesystem"
     )
     print(candidate.imports)
     print(f"tape.enable_checkpointing({candidate})")

@@ -12,6 +12,8 @@ import petsc4py
 
 import localckpt
 
+PACKAGE = os.path.dirname(localckpt.__file__)
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
@@ -21,11 +23,14 @@ def add_parser(commands: Any) -> None:
         "TSAdjoint by localckpt, for the PETSc that localckpt was compiled for.",
         epilog="Exit status: 0, or 1 if this Python cannot be used from such a program.",
     )
+    parser.add_argument(
+        "--env", action="store_true", help="print the environment variables that it needs instead, for env(1)"
+    )
     parser.set_defaults(main=main)
 
 
 def main(options: argparse.Namespace) -> int:
-    library = os.path.join(os.path.dirname(localckpt.__file__), "liblocalckpt.so")
+    library = os.path.join(PACKAGE, "liblocalckpt.so")
     reason = ""
     if not os.path.exists(library):
         reason = f"there is no {library}: compile localckpt again"
@@ -34,8 +39,19 @@ def main(options: argparse.Namespace) -> int:
     if reason:
         print(f"localckpt trajectory: {reason}", file=sys.stderr)
         return 1
-    petsc = petsc4py.get_config()["PETSC_DIR"]
-    if find_spec("petsc") and os.environ.get("PETSC_DIR") != petsc:  # pip's PETSc does not know where it is
-        print(f"localckpt trajectory: PETSc starts Python only with PETSC_DIR={petsc}", file=sys.stderr)
-    print(shlex.join(["-dll_append", library, "-python", sys.executable, "-ts_trajectory_type", "localckpt"]))
+    if options.env:
+        print(shlex.join(f"{name}={value}" for name, value in environment().items()))
+    else:
+        print(shlex.join(["-dll_append", library, "-python", sys.executable, "-ts_trajectory_type", "localckpt"]))
     return 0
+
+
+def environment() -> dict[str, str]:
+    """Environment variables without which PETSc does not start this Python inside a program."""
+    variables = {}
+    if find_spec("petsc"):  # pip's PETSc does not know where it is
+        variables["PETSC_DIR"] = petsc4py.get_config()["PETSC_DIR"]
+    if tuple(map(int, petsc4py.__version__.split(".")[:2])) < (3, 25):  # it looks for Python along PATH
+        variables["PYTHONHOME"] = sys.base_prefix
+        variables["PYTHONPATH"] = os.pathsep.join([os.path.dirname(PACKAGE), *filter(os.path.isdir, sys.path[1:])])
+    return variables

@@ -157,7 +157,7 @@ class WideCopies:
         self._process = os.getpid()
 
     def copy(self, narrow: NDArray[Any]) -> Row:
-        """Widen an array into memory, for :meth:`localckpt._rows.Row.map`. The last few stay there if nobody holds them.
+        """Widen an array into memory, for :meth:`localckpt._rows.Row.map`. The last few stay if nobody holds them.
 
         Raises
         ------

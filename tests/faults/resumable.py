@@ -1,8 +1,8 @@
 """An inversion for kill_runs.py: python resumable.py PROBLEM OPTIMISER SCHEDULE RESULT [PACE]
 
-Writes the control that it ends with to RESULT. RESULT.solves gets a character for each variational solve: + for one that
-is begun, - for one that turns out to be read. PACE is seconds to sleep after each value and, up to 0.05, in each solve of
-the recording, so that a kill can hit them.
+Writes the control that it ends with to RESULT. RESULT.solves gets a character for each variational solve: + for one
+that is begun, - for one that turns out to be read. PACE is seconds to sleep after each value and, up to 0.05, in each
+solve of the recording, so that a kill can hit them.
 """
 
 import os

@@ -5,12 +5,17 @@ import re
 import shlex
 import subprocess
 import sys
+from glob import glob
+from pathlib import Path
 
-import petsc4py
+import petsctools
 import pytest
 
-from conftest import MODULES
+from localckpt.commands.trajectory import environment
 
+HERE = Path(__file__).parent
+INCLUDES = petsctools.get_petsc_dirs(subdir="include")
+MODULES = [directory for directory in INCLUDES if glob(os.path.join(directory, "petscts*.mod"))]
 PROGRAMS = ["decay", "cubic"] if MODULES else ["decay"]
 METHODS = {
     "runge-kutta": "-ts_type rk -ts_rk_type 4 -ts_adapt_type none",
@@ -18,6 +23,29 @@ METHODS = {
     "crank-nicolson": "-ts_type cn -ts_adapt_type none -ksp_rtol 1e-12 -snes_rtol 1e-12",
     "backward euler": "-ts_type beuler -ts_adapt_type none -ksp_rtol 1e-12 -snes_rtol 1e-12",
 }
+
+
+def compiled(source, program):
+    variables = petsctools.get_petscvariables()
+    libraries = [directory for directory in petsctools.get_petsc_dirs(subdir="lib") if os.path.isdir(directory)]
+    compiler = "FC" if source.suffix == ".F90" else "CC"
+    command = shlex.split(variables[compiler]) + [str(source), "-o", str(program)]
+    command += [f"-I{directory}" for directory in INCLUDES] + shlex.split(variables.get("HDF5_INCLUDE", ""))
+    command += [f"-{option}{directory}" for directory in libraries for option in ("L", "Wl,-rpath,")]
+    subprocess.run([*command, *shlex.split(variables.get("PETSC_LIB_BASIC", "-lpetsc"))], check=True, timeout=120)
+    return program
+
+
+@pytest.fixture(scope="session")
+def decay(tmp_path_factory):
+    """The program in C."""
+    return compiled(HERE / "decay.c", tmp_path_factory.mktemp("c") / "decay")
+
+
+@pytest.fixture(scope="session")
+def cubic(tmp_path_factory):
+    """The program in Fortran."""
+    return compiled(HERE / "cubic.F90", tmp_path_factory.mktemp("fortran") / "cubic")
 
 
 @pytest.fixture
@@ -42,7 +70,7 @@ def run(tmp_path, request):
             text=True,
             cwd=tmp_path,
             timeout=90,
-            env={**os.environ, **petsc4py.get_config(), "TMPDIR": str(tmp_path), "MPIEXEC_TIMEOUT": "80"},
+            env={**os.environ, **environment(), "TMPDIR": str(tmp_path), "MPIEXEC_TIMEOUT": "80"},
         )
 
     return run
