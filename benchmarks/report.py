@@ -486,7 +486,7 @@ def cgroups(found, folder):
         "",
         f"A sweep's {b['bytes'] / 1e6:.0f} MB of states, with a page cache of a "
         "quarter of that; divided by the larger of the same with memory checkpoints outside the cgroup and of "
-        "the disk's own time for the bytes. A slow disk reads 10 MB/s here.",
+        "the disk's own time for the bytes. A slow disk reads 5 MB/s here.",
         "",
     ]
 

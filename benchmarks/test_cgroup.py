@@ -24,7 +24,7 @@ V1 = "/sys/fs/cgroup/memory"
 ROOT = V1 if os.path.isdir(V1) else "/sys/fs/cgroup"
 GROUP = os.path.join(ROOT, f"localckpt-benchmark-{os.getpid()}")
 DISK_GROUP = GROUP.replace("/memory/", "/blkio/") if ROOT == V1 else GROUP
-SLOW = 10_000_000  # bytes a second that a slow disk reads
+SLOW = 5_000_000  # bytes a second that a slow disk reads
 LIMIT = "memory.limit_in_bytes" if ROOT == V1 else "memory.max"
 # Cells along each side and steps, in a full run and else. The cache that is left must be several times what the
 # kernel reads ahead of a page fault (`read_ahead_kb`, up to 8 MB), or all it does is to read that again.

@@ -173,7 +173,7 @@ class WideCopies:
         reals, offset = narrow.reshape(-1).view(np.float32), row.offset
         for start in range(0, reals.size, PIECE):
             piece = reals[start : start + PIECE].astype(np.float64)
-            if os.pwrite(self._file.fileno(), piece, offset) < piece.nbytes:
+            if os.pwrite(self._file.fileno(), piece.data, offset) < piece.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             offset += piece.nbytes
         self._recent.append(row)

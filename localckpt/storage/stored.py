@@ -127,9 +127,9 @@ class Stored:
         mapping = None
         if out is None and self.exact_nbytes >= MAP_FROM:
             if self.rounded:
-                array = self._map_wide(row, shape, dtype, verify, now)
-                if array is not None:
-                    return array, False, verify
+                wide = self._map_wide(row, shape, dtype, verify, now)
+                if wide is not None:
+                    return wide, False, verify
             else:
                 mapping = self._map(row, shape, dtype)
         if mapping is None:
