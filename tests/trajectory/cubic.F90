@@ -2,7 +2,18 @@
 #include <petsc/finclude/petscts.h>
 module cubic
   use petscts
+  use iso_c_binding
   implicit none
+
+  interface  ! PETSc's own takes no null pointer for the gradients with respect to parameters before 3.23
+    integer(c_int) function set_cost_gradients(ts, n, gradients, none) bind(c, name='TSSetCostGradients')
+      import
+      PetscFortranAddr, value :: ts
+      PetscInt, value :: n
+      PetscFortranAddr gradients(*)
+      type(c_ptr), value :: none
+    end function
+  end interface
 contains
   subroutine rhs(ts, t, u, f, context, ierr)
     TS ts
@@ -37,7 +48,7 @@ program main
   use cubic
   implicit none
   TS ts
-  Vec u, gradient(1)
+  Vec u, gradient
   Mat j
   PetscErrorCode ierr
   PetscInt, parameter :: n = 10, one = 1
@@ -49,7 +60,7 @@ program main
 
   call PetscInitialize(ierr)
   call VecCreateMPI(PETSC_COMM_WORLD, n, PETSC_DETERMINE, u, ierr)
-  call VecDuplicate(u, gradient(1), ierr)
+  call VecDuplicate(u, gradient, ierr)
   call MatCreateAIJ(PETSC_COMM_WORLD, n, n, PETSC_DETERMINE, PETSC_DETERMINE, one, PETSC_NULL_INTEGER, 0*one, &
        PETSC_NULL_INTEGER, j, ierr)
   call TSCreate(PETSC_COMM_WORLD, ts, ierr)
@@ -60,23 +71,23 @@ program main
   call TSSetMaxTime(ts, end, ierr)
   call TSSetExactFinalTime(ts, TS_EXACTFINALTIME_MATCHSTEP, ierr)
   call TSSetSaveTrajectory(ts, ierr)
-  call TSSetCostGradients(ts, one, gradient, PETSC_NULL_VEC, ierr)
+  ierr = set_cost_gradients(ts%v, one, [gradient%v], c_null_ptr)
   call TSSetFromOptions(ts, ierr)
   call VecSet(u, start, ierr)
   call TSSolve(ts, u, ierr)
   if (ierr == 0) then
-    call VecCopy(u, gradient(1), ierr)
+    call VecCopy(u, gradient, ierr)
     call TSAdjointSolve(ts, ierr)
   end if
   if (ierr /= 0) call MPI_Abort(MPI_COMM_WORLD, 1, ierr)
   call TSGetStepNumber(ts, steps, ierr)
   call VecNorm(u, NORM_2, norm, ierr)
-  call VecNorm(gradient(1), NORM_1, gradient_norm, ierr)
+  call VecNorm(gradient, NORM_1, gradient_norm, ierr)
   call MPI_Comm_rank(PETSC_COMM_WORLD, rank, ierr)
   if (rank == 0) print '(a, es23.16, a, es23.16)', '|u| = ', norm, ', gradient ', gradient_norm
   call TSDestroy(ts, ierr)
   call MatDestroy(j, ierr)
   call VecDestroy(u, ierr)
-  call VecDestroy(gradient(1), ierr)
+  call VecDestroy(gradient, ierr)
   call PetscFinalize(ierr)
 end program
