@@ -124,7 +124,7 @@ def test_full_last_disk_ends_with_file_and_cause(ranks, run, tmp_path):
 def test_full_last_disk_of_one_rank_ends_all(run):
     found = run("decay", f"-n 1000 -localckpt_dir_limit 100e3 {METHODS['runge-kutta']}", 1, others=2)
     assert found.returncode != 0 and "gradient" not in found.stdout
-    assert found.stderr.count("bytes left of the limit") == 1
+    assert found.stderr.count("bytes left of the limit") == 1 and "rank 0]" in found.stderr
 
 
 @pytest.mark.parallel(1)
