@@ -129,7 +129,7 @@ class Stored:
             if self.rounded:
                 wide = self._map_wide(row, shape, dtype, verify, now)
                 if wide is not None:
-                    return wide, False, verify
+                    return wide, True, self.verified_at == now
             else:
                 mapping = self._map(row, shape, dtype)
         if mapping is None:
