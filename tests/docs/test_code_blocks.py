@@ -41,6 +41,10 @@ SCRIPT = """
 from localckpt.storage.directories import choose_tiers
 print("checkpoints go to", *[tier.path for tier in choose_tiers(None, 1)])
 """
+# And the reader's own program in C, on the page that says how to give it options.
+PROGRAM = """#!/bin/sh
+case "$*" in *" -ts_trajectory_type localckpt "*) ;; *) exit 1 ;; esac
+"""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ def run(tmp_path):
         directory.mkdir(parents=True)
     (home / "activate").touch()
     (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "program").write_text(PROGRAM)
+    (tmp_path / "program").chmod(0o755)
     for name, code in (("mpiexec", LAUNCHER), ("srun", LAUNCHER), ("module", "#!/bin/sh\n")):
         (tools / name).write_text(code.format(mpiexec=shutil.which("mpiexec")))
         (tools / name).chmod(0o755)
