@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SOURCES = [*ROOT.glob("localckpt/**/*.py"), *ROOT.glob("src/*.p[yx][xi]"), *ROOT.glob("src/*.h"), ROOT / "setup.py"]
+SOURCES = [*ROOT.glob("localckpt/**/*.py"), *ROOT.glob("src/*.p[yx][xi]"), *ROOT.glob("src/*.[ch]"), ROOT / "setup.py"]
 TABLE = ROOT / "docs" / "reference" / "options.md"
 DESIGN = ROOT / "docs" / "explanation" / "design.md"
 MESSAGES = ROOT / "docs" / "reference" / "messages.md"
