@@ -240,6 +240,7 @@ def test_source_distribution_and_wheel(tree, tmp_path):
     with zipfile.ZipFile(next(tmp_path.glob("localckpt-0.1.0-cp*-linux_*.whl"))) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     compiled = {f"localckpt/{path.stem}{sysconfig.get_config_var('EXT_SUFFIX')}" for path in tree.glob("src/*.pyx")}
+    compiled |= {f"localckpt/{path.stem}.so" for path in tree.glob("src/*.c")}
     written = {str(path.relative_to(tree)) for path in (tree / "localckpt").rglob("*") if path.is_file()}
     assert held == compiled | written
 
