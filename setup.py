@@ -11,13 +11,11 @@ import setuptools
 from setuptools.command.build_ext import build_ext
 
 SETUPTOOLS = tuple(map(int, setuptools.__version__.split(".")[:2]))
-
-
 LIBRARY = "localckpt.liblocalckpt"  # what PETSc loads with -dll_append, in a program without Python
 
 
 class BuildExtensions(build_ext):
-    """PETSc looks for the name of the library in it, which is not to have Python's version in its name."""
+    """Leaves Python's version out of the name of that library: PETSc looks in it for a symbol of this name."""
 
     def get_ext_filename(self, fullname):
         if fullname.endswith("liblocalckpt"):

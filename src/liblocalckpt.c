@@ -9,7 +9,7 @@ static PetscErrorCode create(TSTrajectory tj, TS ts)
   PetscErrorCode (*registered)(TSTrajectory, TS) = NULL;
 
   PetscFunctionBegin;
-  PetscCall(TSTrajectorySetKeepFiles(tj, PETSC_TRUE)); /* of the user, whatever fails here */
+  PetscCall(TSTrajectorySetKeepFiles(tj, PETSC_TRUE)); /* no directory is removed, whatever fails here */
   PetscCall(PetscPythonInitialize(NULL, NULL));
   PetscCall(PetscDLLibrarySym(PETSC_COMM_SELF, &PetscDLLibrariesLoaded, NULL, "PyImport_ImportModule", (void **)&import));
   if (!import || !import("localckpt.trajectory")) {
