@@ -51,7 +51,7 @@ def environment() -> dict[str, str]:
     variables = {}
     if find_spec("petsc"):  # pip's PETSc does not know where it is
         variables["PETSC_DIR"] = petsc4py.get_config()["PETSC_DIR"]
-    if tuple(map(int, petsc4py.__version__.split(".")[:2])) < (3, 25):  # it looks for Python along PATH
+    if tuple(map(int, petsc4py.__version__.split(".")[:2])) < (3, 26):  # it looks for Python along PATH
         variables["PYTHONHOME"] = sys.base_prefix
         variables["PYTHONPATH"] = os.pathsep.join([os.path.dirname(PACKAGE), *filter(os.path.isdir, sys.path[1:])])
     return variables
