@@ -34,8 +34,14 @@ class Trajectory:
         self._store: Store | None = None
         self._steps: dict[int, tuple[tuple[float, float], list[Stored]]] = {}
 
-    def set_up(self, comm: MPI.Intracomm) -> None:
+    def set_up(self, comm: MPI.Intracomm, error: Exception | None = None) -> None:
         """Choose the directory, before the first step. Collective on `comm`.
+
+        Parameters
+        ----------
+        comm : mpi4py.MPI.Intracomm
+        error : Exception, optional
+            Why this rank refuses the options.
 
         Raises
         ------
@@ -43,10 +49,11 @@ class Trajectory:
             On every rank of `comm`.
         """
         self._comm = comm
-        error = None
         with interrupts_held():
             ranks = node_comm(comm).size
             try:
+                if error is not None:
+                    raise error
                 self._store = Store.temporary(ranks=ranks)
                 self._store.detach()
             except Exception as exc:

@@ -70,11 +70,10 @@ cdef extern from "petsc4py/petsc4py.h":
     object PyPetscMat_New(PetscMat)
 
 # PETSc's private structures may change from one patch release to the next.
-if PETSc.Sys.getVersion() != (PETSC_VERSION_MAJOR, PETSC_VERSION_MINOR, PETSC_VERSION_SUBMINOR):
-    raise ImportError(
-        f"localckpt.trajectory was compiled for PETSc {PETSC_VERSION_MAJOR}.{PETSC_VERSION_MINOR}."
-        f"{PETSC_VERSION_SUBMINOR}, but petsc4py uses {'.'.join(map(str, PETSc.Sys.getVersion()))}: compile localckpt "
-        "again, with 'pip install --no-build-isolation'")
+compiled = PETSC_VERSION_MAJOR, PETSC_VERSION_MINOR, PETSC_VERSION_SUBMINOR
+if PETSc.Sys.getVersion() != compiled:
+    raise ImportError("localckpt.trajectory was compiled for PETSc {}.{}.{}, but petsc4py uses {}.{}.{}: compile "
+                      "localckpt again, with 'pip install --no-build-isolation'".format(*compiled, *PETSc.Sys.getVersion()))
 
 import_petsc4py()
 cdef object make_trajectory = None
@@ -87,8 +86,8 @@ def register(make):
     ----------
     make : callable
         Called without arguments for each TSTrajectory of the type. Returns an object with the methods
-        ``set_up(comm)``, ``save(step, times, state)``, ``load(step, state)``, which returns these times, ``summary()``,
-        whose text PETSc's viewer prints, and ``reset()``. A state is a list of petsc4py Vecs and dense Mats.
+        ``set_up(comm, error)``, ``save(step, times, state)``, ``load(step, state)``, which returns these times,
+        ``summary()``, whose text PETSc's viewer prints, and ``reset()``. A state is a list of petsc4py Vecs and dense Mats.
     """
     global make_trajectory
     make_trajectory = make
@@ -162,12 +161,15 @@ cdef PetscErrorCode create(PetscTSTrajectory tj, PetscTS ts) noexcept with gil:
 
 
 cdef PetscErrorCode set_up(PetscTSTrajectory tj, PetscTS ts) noexcept with gil:
-    cdef Intracomm comm
+    cdef Intracomm comm = Intracomm()
     try:
-        comm = Intracomm()
-        check(tj, ts)
         PetscObjectGetComm(<PetscObject> tj, &comm.ob_mpi)
-        (<object> tj.data).set_up(comm)
+        error = None
+        try:
+            check(tj, ts)
+        except Exception as exc:  # options may differ from rank to rank
+            error = exc
+        (<object> tj.data).set_up(comm, error)
     except BaseException as exc:
         return report(exc, b"TSTrajectorySetUp")
     return <PetscErrorCode> 0
@@ -213,7 +215,6 @@ cdef PetscErrorCode view(PetscTSTrajectory tj, PetscViewer viewer) noexcept with
 
 
 # PetscFinalize destroys what petsc4py has left over on several ranks when Python has ended.
-
 cdef PetscErrorCode reset(PetscTSTrajectory tj) noexcept nogil:
     if Py_IsInitialized():
         with gil:

@@ -1,5 +1,4 @@
 /* The TSTrajectory type "localckpt" for programs without Python, which load this library with -dll_append.
-
    It starts Python when the type is first asked for, and the module localckpt.trajectory registers the type anew. */
 #include <petscts.h>
 

@@ -1,5 +1,7 @@
 """Arrays in single precision: half the bytes, each number the nearest float32, and nothing else changed."""
 
+import os
+import resource
 import tracemalloc
 
 import h5py
@@ -232,6 +234,29 @@ def test_few_widened_copies_stay_in_memory(own):
     for one, array in zip(stored, arrays):
         np.testing.assert_array_equal(read(own, one, array), nearest(array))
     assert [one.wide() is None for one in stored] == [True] + KEPT * [False]
+
+
+def test_without_memory_for_a_widened_copy_an_array_is_read(own):
+    array = values(MAP_FROM // 8, 1)
+    stored = own.put("a", array, single=True)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # of a file in memory, too
+    try:
+        np.testing.assert_array_equal(read(own, stored, array), nearest(array))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert stored.wide() is None
+
+
+def test_a_forked_child_reads_what_its_parent_has_rounded(own):
+    arrays = [values(MAP_FROM // 8, seed) for seed in range(2)]
+    stored = [own.put("a", array, single=True) for array in arrays]
+    read(own, stored[0], arrays[0])  # the parent has a copy of the first, in a file in memory that the child has, too
+    child = os.fork()
+    if child == 0:
+        right = all(np.array_equal(read(own, one, array), nearest(array)) for one, array in zip(stored, arrays))
+        os._exit(0 if right else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parallel([1, 2])

@@ -155,3 +155,20 @@ import localckpt.trajectory
 """)
     assert ran.returncode == 1
     assert "ImportError: localckpt.trajectory was compiled for PETSc" in ran.stderr.splitlines()[-1]
+
+
+@pytest.mark.parallel(1)
+def test_an_option_that_one_rank_refuses_is_refused_on_all(run_script):
+    ran = run_script(
+        f"""
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+PETSc.Options().insertString("-ts_trajectory_type localckpt")
+if comm.rank == 1:
+    PETSc.Options().insertString("-ts_trajectory_dirname mine")
+from test_trajectory import Decay
+for kind, words in attempt(Decay().solve):
+    assert kind == "Error" and "-ts_trajectory_dirname mine is not for" in words, (kind, words)
+""",
+        ranks=2,
+    )
+    assert ran.returncode == 0, ran.stderr
