@@ -70,10 +70,10 @@ cdef extern from "petsc4py/petsc4py.h":
     object PyPetscMat_New(PetscMat)
 
 # PETSc's private structures may change from one patch release to the next.
-compiled = PETSC_VERSION_MAJOR, PETSC_VERSION_MINOR, PETSC_VERSION_SUBMINOR
-if PETSc.Sys.getVersion() != compiled:
+compiled, used = (PETSC_VERSION_MAJOR, PETSC_VERSION_MINOR, PETSC_VERSION_SUBMINOR), PETSc.Sys.getVersion()
+if used != compiled:
     raise ImportError("localckpt.trajectory was compiled for PETSc {}.{}.{}, but petsc4py uses {}.{}.{}: compile "
-                      "localckpt again, with 'pip install --no-build-isolation'".format(*compiled, *PETSc.Sys.getVersion()))
+                      "localckpt again, with 'pip install --no-build-isolation'".format(*compiled, *used))
 
 import_petsc4py()
 cdef object make_trajectory = None
@@ -87,7 +87,7 @@ def register(make):
     make : callable
         Called without arguments for each TSTrajectory of the type. Returns an object with the methods
         ``set_up(comm, error)``, ``save(step, times, state)``, ``load(step, state)``, which returns these times,
-        ``summary()``, whose text PETSc's viewer prints, and ``reset()``. A state is a list of petsc4py Vecs and dense Mats.
+        ``summary()``, whose text is viewed, and ``reset()``. A state is a list of petsc4py Vecs and dense Mats.
     """
     global make_trajectory
     make_trajectory = make
