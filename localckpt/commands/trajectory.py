@@ -8,8 +8,6 @@ import sysconfig
 from importlib.util import find_spec
 from typing import Any
 
-import petsc4py
-
 import localckpt
 
 PACKAGE = os.path.dirname(localckpt.__file__)
@@ -48,6 +46,8 @@ def main(options: argparse.Namespace) -> int:
 
 def environment() -> dict[str, str]:
     """Environment variables without which PETSc does not start this Python inside a program."""
+    import petsc4py  # the other commands work without it
+
     variables = {}
     if find_spec("petsc"):  # pip's PETSc does not know where it is
         variables["PETSC_DIR"] = petsc4py.get_config()["PETSC_DIR"]
