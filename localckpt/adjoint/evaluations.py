@@ -337,7 +337,8 @@ class Functional:
     def _record_control(self, found: str, key: str, controls: Sequence[Any]) -> None:
         if found == "new":
             entry = {"kind": "control", "functional": self.number, "key": key}
-            if self.run.append(self.journal, entry, [values(control) for control in controls]):
+            # While the sweep runs, there is time to flush it.
+            if self.run.append(self.journal, entry, [values(control) for control in controls], wait=False):
                 self._controls.append(self.journal.entries[-1])
                 self._position = len(self._controls)
 

@@ -365,13 +365,13 @@ class Run:
         self._journals.append((comm, journal))
         return journal
 
-    def append(self, journal: Journal, entry: Entry, arrays: Sequence[NDArray[Any]] = ()) -> bool:
+    def append(self, journal: Journal, entry: Entry, arrays: Sequence[NDArray[Any]] = (), *, wait: bool = True) -> bool:
         """Record something; False, after one warning, once that is not possible. Collective on the journal's comm."""
         if not self._recording:
             return False
         try:
             with self.accounted():
-                journal.append(entry, arrays)
+                journal.append(entry, arrays, wait=wait)
         except OSError as exc:
             self._recording = False
             self.warn(f"nothing is recorded from here on, and the run goes on: {exc}")

@@ -2,8 +2,9 @@
 
 A record is an entry of JSON and, from each rank, some arrays. A directory has one file with all entries and one file
 with arrays for each group of ranks; all of them only grow, until they are cleared. A record counts once its line is in
-the journal, and that is written after all arrays are on disk. A job that is killed at any instant therefore leaves
-whole records, and bytes behind them that nobody refers to, which the next job overwrites.
+the journal, and that is written after all arrays are on disk, or, if nobody waits for the disk, after all are written.
+A job that is killed at any instant therefore leaves whole records, and bytes behind them that nobody refers to, which
+the next job overwrites.
 
 In the file of a group, a record is a table (bytes and checksum of each rank's part) and then these parts. Its line has
 the checksum of the table, so that a record whose place was used again is damaged, and never another record.
@@ -13,6 +14,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any
 
@@ -24,6 +26,7 @@ from xxhash import xxh3_64_hexdigest, xxh3_128
 from localckpt._collective import interrupts_held, raise_everywhere
 from localckpt._errors import StorageError, TransferError
 from localckpt.storage.journal_entries import NAME, Entry, as_line, parse
+from localckpt.storage.nodes import node_comm, ranks_in
 
 __all__ = ["DamagedRecord", "Journal", "sync"]
 
@@ -74,6 +77,8 @@ class Journal:
         self._length = 0  # of the journal's whole lines, in bytes
         self._staged = b""  # lines that count from the next commit on
         self._unsynced = False  # whether any of these has arrays
+        self._flusher = ThreadPoolExecutor(1)  # it starts its thread when that is first needed
+        self._flush: Future[None] | None = None  # the last one in the background
         self._ends = [0] * -(-comm.size // RANKS_PER_FILE)  # of the last record in each group's file
         try:
             with interrupts_held():
@@ -97,8 +102,12 @@ class Journal:
             error = exc
         raise_everywhere(self.comm, error)
         content = self.comm.bcast(content)
+        node = node_comm(self.comm)
         try:
             found = parse(content)
+            # A flush is one of the whole file, for all ranks of the node: the first of them does it.
+            neighbours = (rank for rank in ranks_in(self.comm, node) if rank // RANKS_PER_FILE == self._group)
+            self._flushes_arrays = self.comm.rank == min(neighbours)
         except Exception as exc:
             error = exc
         raise_everywhere(self.comm, error)
@@ -127,7 +136,7 @@ class Journal:
             for group, (_, end, _) in enumerate(entry.get("at", [])[: len(self._ends)]):
                 self._ends[group] = max(self._ends[group], end)
 
-    def append(self, entry: Entry, arrays: Sequence[NDArray[Any]] = ()) -> None:
+    def append(self, entry: Entry, arrays: Sequence[NDArray[Any]] = (), *, wait: bool = True) -> None:
         """Write a record, and return when it is on disk, with all that was staged before.
 
         Parameters
@@ -136,16 +145,20 @@ class Journal:
             Values of JSON, without the key ``at``. That of rank 0 is written.
         arrays : sequence of numpy.ndarray
             Of this rank.
+        wait : bool, optional
+            For the disk. Otherwise the record is flushed in the background. It then outlives this process at once;
+            a node that fails before the flush has ended may leave it damaged.
 
         Raises
         ------
         OSError
             On every rank, if any could not write. The record then does not count in this job. If only the last
-            ``fsync`` of all has failed, it may count in the next one.
+            ``fsync`` of all has failed, it may count in the next one. What fails in the background is raised by the
+            next commit.
         """
         with interrupts_held():
             self.stage(entry, arrays)
-            self.commit()
+            self.commit(wait=wait)
 
     def stage(self, entry: Entry, arrays: Sequence[NDArray[Any]] = ()) -> None:
         """Write a record that counts from the next :meth:`commit` on.
@@ -172,8 +185,13 @@ class Journal:
             self._staged += line
             self._unsynced = self._unsynced or has_arrays
 
-    def commit(self) -> None:
+    def commit(self, *, wait: bool = True) -> None:
         """Make all staged records count, and return when they are on disk.
+
+        Parameters
+        ----------
+        wait : bool, optional
+            See :meth:`append`.
 
         Raises
         ------
@@ -186,15 +204,22 @@ class Journal:
             error: Exception | None = None
             lines, unsynced, self._staged, self._unsynced = self._staged, self._unsynced, b"", False
             try:
-                if unsynced:
-                    os.fsync(self._file)
+                before, self._flush = self._flush, None
+                if before is not None:
+                    before.result()
+                if unsynced and wait:
+                    self._flush_arrays()
             except Exception as exc:
-                error = naming(exc, self._path)
+                error = exc
             raise_everywhere(self.comm, error)
             try:
                 written = parse(lines)
                 if self.comm.rank == 0:
                     self._write_line(lines)
+                if wait:
+                    self._flush_journal()
+                else:
+                    self._flush = self._flusher.submit(self._flush_all)
             except Exception as exc:
                 error = naming(exc, os.path.join(self.directory, NAME))
             raise_everywhere(self.comm, error)
@@ -243,7 +268,18 @@ class Journal:
         os.ftruncate(self._journal, self._length)
         while line:
             line = line[os.write(self._journal, line) :]
-        os.fsync(self._journal)
+
+    def _flush_arrays(self) -> None:
+        if self._flushes_arrays:
+            flush(self._file, self._path)
+
+    def _flush_journal(self) -> None:
+        if self.comm.rank == 0:
+            flush(self._journal, os.path.join(self.directory, NAME))
+
+    def _flush_all(self) -> None:
+        self._flush_arrays()
+        self._flush_journal()
 
     def _write_arrays(self, arrays: Sequence[NDArray[Any]]) -> list[tuple[int, int, str]]:
         """Write the arrays of a record.
@@ -331,6 +367,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the files. No rank may use the journal any more. Not collective."""
+        self._flusher.shutdown()
         descriptors = {self._file, self._journal} - {-1}
         self._file = self._journal = -1
         for descriptor in descriptors:
@@ -347,6 +384,13 @@ def sync(path: str) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def flush(descriptor: int, path: str) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as exc:
+        raise naming(exc, path) from None
 
 
 def naming(error: Exception, path: str) -> Exception:

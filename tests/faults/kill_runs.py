@@ -27,7 +27,7 @@ from localckpt.storage.journal_entries import read_entries
 
 SCRIPT = Path(__file__).with_name("resumable.py")
 PROBLEMS = "burgers", "convection"
-OPTIMISERS = "scipy", "lmvm", "blmvm", "hand"
+OPTIMISERS = "scipy", "lmvm", "blmvm", "rol", "hand"
 SCHEDULES = "none", "disk", "revolve", "multistage", "hrevolve"
 LEVELS = {
     "evaluations": (),

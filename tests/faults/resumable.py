@@ -36,6 +36,7 @@ from firedrake.adjoint import (
     Control,
     MinimizationProblem,
     ReducedFunctional,
+    ROLSolver,
     TAOSolver,
     checkpointable_mesh,
     continue_annotation,
@@ -111,11 +112,22 @@ def tao(kind, bounded):
     return optimise
 
 
+def rol(functional):
+    """Trust regions: where a step is refused, ROL goes back to the evaluation before."""
+    parameters = {
+        "General": {"Secant": {"Type": "Limited-Memory BFGS", "Maximum Storage": 5, "Use as Hessian": True}},
+        "Step": {"Type": "Trust Region", "Trust Region": {"Initial Radius": 1.0}},
+        "Status Test": {"Gradient Tolerance": 2e-2, "Iteration Limit": 8},
+    }
+    return ROLSolver(MinimizationProblem(functional), parameters).solve()
+
+
 OPTIMISERS = {
     "hand": by_hand,
     "scipy": lambda functional: minimize(functional, method="L-BFGS-B", tol=1e-3),
     "lmvm": tao("lmvm", False),
     "blmvm": tao("blmvm", True),
+    "rol": rol,
 }
 
 

@@ -216,7 +216,8 @@ def scenario(at):
             continue
         records, = opened
         for each in [] if job else [arrays, []]:
-            results.append(outcome(records.append, {"kind": "record"}, each)[0])
+            append = functools.partial(records.append, wait=not each)
+            results.append(outcome(append, {"kind": "record"}, each)[0])
         for entry in records.entries:
             if "at" in entry:
                 results.append(outcome(read, records, entry)[0])

@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 from contextlib import closing, contextmanager
+from threading import Event
 
 import numpy as np
 import pytest
@@ -163,6 +164,41 @@ def test_a_rank_that_cannot_write_is_told_to_all_and_its_record_does_not_count(o
     found = opened()
     assert numbers(found) == [0, 2]
     assert all(is_whole(found, entry) for entry in found.entries)
+
+
+@pytest.mark.parallel([1, 2])
+def test_nobody_has_to_wait_for_the_disk(opened, monkeypatch):
+    journal, held = opened(), Event()
+    monkeypatch.setattr(journal_module, "flush", lambda *args: held.wait())
+    journal.append({"kind": "record", "number": 1}, arrays_of(1), wait=False)
+    found = opened()
+    assert numbers(journal) == numbers(found) == [1] and is_whole(found, found.entries[0])
+    held.set()
+    append(journal, 2)
+    assert numbers(opened()) == [1, 2]
+
+
+@pytest.mark.parallel([1, 2])
+def test_what_fails_in_the_background_is_raised_by_the_next_commit(opened, monkeypatch, raises_everywhere):
+    journal = opened()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: os.close(-1))
+        journal.append({"kind": "record", "number": 1}, arrays_of(1), wait=False)
+        with raises_everywhere(journal_module.TransferError, OSError, match="Bad file descriptor", file=journal._path):
+            append(journal, 2)
+    append(journal, 3)
+    assert numbers(journal) == numbers(opened()) == [1, 3]
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_a_file_is_flushed_once_for_all_ranks_of_its_node(opened, ranks_per_file, monkeypatch):
+    flushed, flush = [], journal_module.flush
+    monkeypatch.setattr(journal_module, "flush", lambda *args: (flushed.append(args[1]), flush(*args)))
+    journal = opened()
+    append(journal, 1)
+    everywhere = sum(WORLD.allgather(flushed), [])
+    paths = WORLD.allgather(journal._path)
+    assert sorted(everywhere) == sorted({*paths, os.path.join(journal.directory, NAME)})
 
 
 @pytest.mark.parallel([1, 2])
