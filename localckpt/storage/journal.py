@@ -26,7 +26,6 @@ from xxhash import xxh3_64_hexdigest, xxh3_128
 from localckpt._collective import interrupts_held, raise_everywhere
 from localckpt._errors import StorageError, TransferError
 from localckpt.storage.journal_entries import NAME, Entry, as_line, parse
-from localckpt.storage.nodes import node_comm, ranks_in
 
 __all__ = ["DamagedRecord", "Journal", "sync"]
 
@@ -102,12 +101,8 @@ class Journal:
             error = exc
         raise_everywhere(self.comm, error)
         content = self.comm.bcast(content)
-        node = node_comm(self.comm)
         try:
             found = parse(content)
-            # A flush is one of the whole file, for all ranks of the node: the first of them does it.
-            neighbours = (rank for rank in ranks_in(self.comm, node) if rank // RANKS_PER_FILE == self._group)
-            self._flushes_arrays = self.comm.rank == min(neighbours)
         except Exception as exc:
             error = exc
         raise_everywhere(self.comm, error)
@@ -208,7 +203,7 @@ class Journal:
                 if before is not None:
                     before.result()
                 if unsynced and wait:
-                    self._flush_arrays()
+                    flush(self._file, self._path)
             except Exception as exc:
                 error = exc
             raise_everywhere(self.comm, error)
@@ -269,16 +264,12 @@ class Journal:
         while line:
             line = line[os.write(self._journal, line) :]
 
-    def _flush_arrays(self) -> None:
-        if self._flushes_arrays:
-            flush(self._file, self._path)
-
     def _flush_journal(self) -> None:
         if self.comm.rank == 0:
             flush(self._journal, os.path.join(self.directory, NAME))
 
     def _flush_all(self) -> None:
-        self._flush_arrays()
+        flush(self._file, self._path)
         self._flush_journal()
 
     def _write_arrays(self, arrays: Sequence[NDArray[Any]]) -> list[tuple[int, int, str]]:

@@ -190,17 +190,6 @@ def test_what_fails_in_the_background_is_raised_by_the_next_commit(opened, monke
     assert numbers(journal) == numbers(opened()) == [1, 3]
 
 
-@pytest.mark.parallel([1, 2, 3])
-def test_a_file_is_flushed_once_for_all_ranks_of_its_node(opened, ranks_per_file, monkeypatch):
-    flushed, flush = [], journal_module.flush
-    monkeypatch.setattr(journal_module, "flush", lambda *args: (flushed.append(args[1]), flush(*args)))
-    journal = opened()
-    append(journal, 1)
-    everywhere = sum(WORLD.allgather(flushed), [])
-    paths = WORLD.allgather(journal._path)
-    assert sorted(everywhere) == sorted({*paths, os.path.join(journal.directory, NAME)})
-
-
 @pytest.mark.parallel([1, 2])
 def test_staged_records_count_from_the_next_commit_on(opened, ranks_per_file):
     journal = opened()
