@@ -169,7 +169,7 @@ def test_a_rank_that_cannot_write_is_told_to_all_and_its_record_does_not_count(o
 @pytest.mark.parallel([1, 2])
 def test_nobody_has_to_wait_for_the_disk(opened, monkeypatch):
     journal, held = opened(), Event()
-    monkeypatch.setattr(journal_module, "flush", lambda *args: held.wait())
+    monkeypatch.setattr(journal_module, "flush", lambda *args: held.wait(60))
     journal.append({"kind": "record", "number": 1}, arrays_of(1), wait=False)
     found = opened()
     assert numbers(journal) == numbers(found) == [1] and is_whole(found, found.entries[0])
