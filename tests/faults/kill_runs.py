@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from localckpt.storage.journal_entries import read_entries
 
 SCRIPT = Path(__file__).with_name("resumable.py")
 PROBLEMS = "burgers", "convection"
-OPTIMISERS = "scipy", "lmvm", "blmvm", "rol", "hand"
+OPTIMISERS = "scipy", "lmvm", "blmvm", *(["rol"] if find_spec("ROL") else []), "hand"  # no ROL for Python 3.14
 SCHEDULES = "none", "disk", "revolve", "multistage", "hrevolve"
 LEVELS = {
     "evaluations": (),
