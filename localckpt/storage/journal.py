@@ -77,7 +77,7 @@ class Journal:
         self._staged = b""  # lines that count from the next commit on
         self._unsynced = False  # whether any of these has arrays
         self._flusher = ThreadPoolExecutor(1)  # it starts its thread when that is first needed
-        self._flush: Future[None] | None = None  # the last one in the background
+        self._last_flush: Future[None] | None = None  # in the background
         self._ends = [0] * -(-comm.size // RANKS_PER_FILE)  # of the last record in each group's file
         try:
             with interrupts_held():
@@ -199,9 +199,9 @@ class Journal:
             error: Exception | None = None
             lines, unsynced, self._staged, self._unsynced = self._staged, self._unsynced, b"", False
             try:
-                before, self._flush = self._flush, None
-                if before is not None:
-                    before.result()
+                last, self._last_flush = self._last_flush, None
+                if last is not None:
+                    last.result()
                 if unsynced and wait:
                     flush(self._file, self._path)
             except Exception as exc:
@@ -214,7 +214,7 @@ class Journal:
                 if wait:
                     self._flush_journal()
                 else:
-                    self._flush = self._flusher.submit(self._flush_all)
+                    self._last_flush = self._flusher.submit(self._flush_all)
             except Exception as exc:
                 error = naming(exc, os.path.join(self.directory, NAME))
             raise_everywhere(self.comm, error)
